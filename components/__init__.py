@@ -1,0 +1,1 @@
+"""Kubeflow Pipelines components that take a tabular model from features to production."""

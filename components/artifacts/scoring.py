@@ -1,0 +1,126 @@
+"""Loads a model directory and scores rows: the one loader of training, evaluation and serving.
+
+``load_scorer`` replays the golden rows, so a model that loads but answers differently (another library version, another
+processor) is refused before its first real answer. It does not check signatures: outside training, load through
+``modelyard.components.signing``.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+
+from modelyard.components.artifacts.model import GOLDEN_ROWS_FILE, ModelSpec, read_spec
+from modelyard.components.errors import InvalidInput, VerificationFailed
+from modelyard.components.storage.files import write_text
+
+GOLDEN_TOLERANCE = 1e-5
+
+
+class Engine(Protocol):
+    """A loaded model of one format."""
+
+    def score(self, matrix: np.ndarray) -> np.ndarray:
+        """Probabilities of the positive class, shape (rows,), for a float32 matrix of shape (rows, features)."""
+
+
+class _XGBoostEngine:
+    def __init__(self, path: Path, spec: ModelSpec) -> None:
+        import xgboost
+
+        self._booster = xgboost.Booster({"nthread": 0}, model_file=path)
+        best = self._booster.attr("best_iteration")
+        self._rounds = (0, int(best) + 1) if best is not None else (0, 0)
+        self._types = ["c" if feature.categories is not None else "q" for feature in spec.features]
+
+    def score(self, matrix: np.ndarray) -> np.ndarray:
+        import xgboost
+
+        rows = xgboost.DMatrix(matrix, feature_types=self._types, enable_categorical=True)
+        return self._booster.predict(rows, iteration_range=self._rounds, validate_features=False)
+
+
+class _OnnxEngine:
+    def __init__(self, path: Path, spec: ModelSpec) -> None:
+        import onnxruntime
+
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def score(self, matrix: np.ndarray) -> np.ndarray:
+        return self._session.run(None, {self._input: matrix})[0].reshape(-1)
+
+
+_ENGINES = {".ubj": _XGBoostEngine, ".onnx": _OnnxEngine}
+
+
+class Scorer:
+    """A model ready to answer.
+
+    Attributes:
+        spec: what the model needs and promises.
+    """
+
+    def __init__(self, spec: ModelSpec, engine: Engine) -> None:
+        self.spec = spec
+        self._engine = engine
+
+    def score_matrix(self, matrix: np.ndarray) -> np.ndarray:
+        """Scores of an encoded matrix (see ``ModelSpec.encode``): float64, shape (rows,), finite, in [0, 1]."""
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.spec.features):
+            raise InvalidInput("matrix shape", matrix.shape, f"the model takes (rows, {len(self.spec.features)})")
+        return self._engine.score(matrix).astype(np.float64)
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        """Scores of rows given by column names: float64, shape (rows,)."""
+        return self.score_matrix(self.spec.encode(frame))
+
+
+def write_golden_rows(directory: str | os.PathLike[str], spec: ModelSpec, matrix: np.ndarray, scores: np.ndarray) -> None:
+    """Writes encoded rows (float32, shape (rows, features)) and the scores they must get."""
+    rows = [[None if math.isnan(value) else float(value) for value in row] for row in matrix]
+    content = {"features": list(spec.feature_names), "rows": rows, "scores": [float(score) for score in scores]}
+    write_text(Path(directory, GOLDEN_ROWS_FILE), json.dumps(content, allow_nan=False) + "\n")
+
+
+def load_scorer(directory: str | os.PathLike[str]) -> Scorer:
+    """Loads a model and replays its golden rows.
+
+    Raises:
+        InvalidInput: the directory holds no usable model.
+        VerificationFailed: a golden row gets another score than it must.
+    """
+    spec = read_spec(directory)
+    path = Path(directory, spec.model_file)
+    engine = _ENGINES.get(path.suffix)
+    if engine is None or path.name != spec.model_file:
+        raise InvalidInput("model_file", spec.model_file, f"only {', '.join(_ENGINES)} beside the specification can be loaded")
+    if not path.is_file():
+        raise InvalidInput("model directory", str(directory), f"it lacks {spec.model_file}; train it again")
+    scorer = Scorer(spec, engine(path, spec))
+    _replay_golden_rows(scorer, Path(directory, GOLDEN_ROWS_FILE))
+    return scorer
+
+
+def _replay_golden_rows(scorer: Scorer, path: Path) -> None:
+    try:
+        golden = json.loads(path.read_text(encoding="utf-8"))
+        matrix = np.array(golden["rows"], dtype=np.float32)
+        expected = np.array(golden["scores"], dtype=np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise VerificationFailed(f"{path} cannot be read ({error}): the model's answers cannot be checked") from error
+    if not len(expected):
+        raise VerificationFailed(f"{path} holds no rows: the model's answers cannot be checked")
+    if golden["features"] != list(scorer.spec.feature_names):
+        raise VerificationFailed(f"{path} is for other features than the model's")
+    found = scorer.score_matrix(matrix)
+    worst = int(np.argmax(np.abs(found - expected)))
+    if not np.allclose(found, expected, rtol=0, atol=GOLDEN_TOLERANCE):
+        raise VerificationFailed(
+            f"golden row {worst} of {path.parent} scores {found[worst]:.6g} instead of {expected[worst]:.6g}: "
+            f"this is another model, or its library ({scorer.spec.training.get('versions', {})}) reads it differently here"
+        )

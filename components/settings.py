@@ -1,0 +1,54 @@
+"""Where state lives: on a laptop under one folder, on a cluster wherever the environment says.
+
+| variable | means | default on a laptop |
+|---|---|---|
+| ``MODELYARD_HOME`` | folder of all local state | ``./.modelyard`` |
+| ``MLFLOW_TRACKING_URI`` | MLflow tracking and registry | sqlite in the home |
+| ``MODELYARD_MODEL_STORE`` | URI prefix of released models (path, ``s3://``, ``gs://``) | ``models/`` in the home |
+| ``MODELYARD_SIGNING_KEY`` | path of the private signing key (PEM) | ``keys/signing.pem`` in the home, made on first use |
+| ``MODELYARD_VERIFICATION_KEY`` | path of the public key that signatures are checked with | ``keys/signing.pub`` in the home |
+
+In a Kubernetes pod nothing local outlives the step, so there the defaults are refused rather than used.
+"""
+
+import os
+from pathlib import Path
+
+from modelyard.components.errors import NotAvailable
+
+
+def in_cluster() -> bool:
+    """Whether this process runs in a Kubernetes pod and has not been given a local home."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and "MODELYARD_HOME" not in os.environ
+
+
+def _refuse_in_cluster(variable: str, what: str) -> None:
+    if in_cluster():
+        raise NotAvailable(
+            f"{variable} is not set: in a cluster {what} must be configured, because nothing kept in a pod outlives it. "
+            f"Set it on the pod, for example through the ConfigMap or Secret that the pipeline names."
+        )
+
+
+def home() -> Path:
+    """The folder of all local state, absolute; it is not created here."""
+    _refuse_in_cluster("MODELYARD_HOME", "a place for state")
+    return Path(os.environ.get("MODELYARD_HOME", ".modelyard")).expanduser().resolve()
+
+
+def tracking_uri() -> str:
+    """The MLflow tracking and registry URI."""
+    if configured := os.environ.get("MLFLOW_TRACKING_URI"):
+        return configured
+    _refuse_in_cluster("MLFLOW_TRACKING_URI", "the MLflow server")
+    folder = home()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def model_store() -> str:
+    """URI prefix under which released models are kept, one folder for each digest."""
+    if configured := os.environ.get("MODELYARD_MODEL_STORE"):
+        return configured.rstrip("/")
+    _refuse_in_cluster("MODELYARD_MODEL_STORE", "the store of released models")
+    return str(home() / "models")

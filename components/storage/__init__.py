@@ -1,0 +1,1 @@
+"""Files that appear whole or not at all, on a disk and in object stores."""

@@ -1,0 +1,1 @@
+"""Pipelines wired from the components, compiled into ``compiled/``."""
