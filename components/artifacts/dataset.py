@@ -7,6 +7,7 @@ an importer, a copy to another bucket and a look from a notebook.
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -65,7 +66,7 @@ def read_info(path: str | os.PathLike[str]) -> DatasetInfo:
         InvalidInput: the file is not one that ``write_dataset`` wrote.
     """
     try:
-        metadata = pl.read_parquet_metadata(path)
+        metadata = pl.read_parquet_metadata(Path(path))
     except (pl.exceptions.ComputeError, OSError) as error:
         raise InvalidInput("dataset", str(path), f"it must be a readable Parquet file ({error})") from error
     if METADATA_KEY not in metadata:
@@ -86,7 +87,7 @@ def read_dataset(path: str | os.PathLike[str]) -> tuple[pl.DataFrame, DatasetInf
         InvalidInput: as ``read_info``, or a column named in the roles is missing.
     """
     info = read_info(path)
-    frame = pl.read_parquet(path)
+    frame = pl.read_parquet(Path(path))
     _check_columns(frame.columns, info.roles)
     return frame, info
 

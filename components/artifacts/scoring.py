@@ -8,6 +8,7 @@ processor) is refused before its first real answer. It does not check signatures
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -55,7 +56,7 @@ class _OnnxEngine:
         return self._session.run(None, {self._input: matrix})[0].reshape(-1)
 
 
-_ENGINES = {".ubj": _XGBoostEngine, ".onnx": _OnnxEngine}
+_ENGINES: dict[str, Callable[[Path, ModelSpec], Engine]] = {".ubj": _XGBoostEngine, ".onnx": _OnnxEngine}
 
 
 class Scorer:

@@ -55,7 +55,7 @@ def run_component(
     os.chdir(elsewhere)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*Python base image.*", category=RuntimeWarning)
+            warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "artifacts"))
             return dict(components.load_component_from_file(str(package))().outputs)
     finally:
