@@ -1,0 +1,1 @@
+"""The registry of released models: versions, the champion, and who challenges it."""

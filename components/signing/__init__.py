@@ -1,0 +1,1 @@
+"""Signing models, and the one verification that everything which loads a model goes through."""

@@ -1,0 +1,138 @@
+"""Files and folders by URI: on this machine, on S3 and on Google Cloud Storage.
+
+| scheme | is | credentials and endpoint |
+|---|---|---|
+| a plain path, ``file://`` | this machine | – |
+| ``s3://``, ``minio://`` (KFP's own name for it) | S3 and what speaks its protocol | boto3's: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, … |
+| ``gs://`` | Google Cloud Storage | google-auth's: ``GOOGLE_APPLICATION_CREDENTIALS``, workload identity, … |
+
+A scheme is one small module beside this one; a new one is a new module and a line in ``_STORES``.
+"""
+
+import importlib
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from modelyard.components.errors import InvalidInput
+from modelyard.components.storage.files import atomic_directory
+
+_STORES = {
+    "s3": "modelyard.components.storage.s3",
+    "minio": "modelyard.components.storage.s3",
+    "gs": "modelyard.components.storage.gcs",
+}
+
+
+class Store(Protocol):
+    """What a module of an object store offers; ``bucket`` and ``key`` are the URI's authority and path."""
+
+    def exists(self, bucket: str, key: str) -> bool:
+        """Whether an object has this key, or any object is below it."""
+
+    def download(self, bucket: str, key: str, destination: Path) -> None:
+        """Writes the object, or the folder of objects below the key, to ``destination``, whole or not at all."""
+
+    def upload_directory(self, source: Path, bucket: str, key: str, last: str) -> None:
+        """Writes every file below ``source`` to the key, the one named ``last`` after all others."""
+
+
+def local_path(uri: str) -> Path | None:
+    """The path that a plain path or ``file://`` URI names; None for every other scheme.
+
+    Raises:
+        InvalidInput: the URI is empty, of an unknown scheme, or a ``file://`` URI of another host.
+    """
+    if not uri:
+        raise InvalidInput("uri", uri, "give a path, or a URI that starts with file://, s3://, minio:// or gs://")
+    if "://" not in uri:
+        return Path(uri)
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise InvalidInput("uri", uri, "a file:// URI has three slashes and an absolute path: file:///folder/name")
+        return Path(unquote(parts.path))
+    if parts.scheme not in _STORES:
+        raise InvalidInput("uri", uri, "give a path, or a URI that starts with file://, s3://, minio:// or gs://")
+    return None
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri`` with path components added.
+
+    Raises:
+        InvalidInput: a part is empty, absolute, or leads out of ``uri``.
+    """
+    for part in parts:
+        if not part or part.startswith("/") or any(step in ("", ".", "..") for step in part.split("/")):
+            raise InvalidInput("uri part", part, "give a relative path without empty, '.' or '..' steps")
+    return "/".join((uri.rstrip("/"), *parts))
+
+
+def exists(uri: str) -> bool:
+    """Whether a file, or a folder that holds something, is at ``uri``."""
+    path = local_path(uri)
+    if path is not None:
+        return path.exists()
+    store, bucket, key = _locate(uri)
+    return store.exists(bucket, key)
+
+
+def download(uri: str, destination: str | os.PathLike[str]) -> Path:
+    """Brings the file or folder at ``uri`` to this machine.
+
+    Args:
+        uri: what to bring.
+        destination: path to write to, whole or not at all; unused for what is on this machine already.
+
+    Returns:
+        The path to read: ``destination``, or for a local URI the path it names, which is not copied.
+
+    Raises:
+        InvalidInput: nothing is there.
+        NotAvailable: the store cannot be reached, or does not let us in.
+    """
+    path = local_path(uri)
+    if path is not None:
+        if not path.exists():
+            raise InvalidInput("uri", uri, "nothing is there; check the path")
+        return path
+    store, bucket, key = _locate(uri)
+    store.download(bucket, key, Path(destination))
+    return Path(destination)
+
+
+def upload_directory(source: str | os.PathLike[str], uri: str, *, last: str = "") -> None:
+    """Copies a folder to ``uri``, where nothing is overwritten.
+
+    On this machine the folder appears at once. In an object store objects appear one by one, so name with ``last`` the file
+    whose presence says that all others are there; an upload that was cut short is completed by the next one of equal
+    content.
+
+    Args:
+        source: folder on this machine, of regular files.
+        uri: where to.
+        last: relative name of the file to write after all others.
+
+    Raises:
+        FileExistsError: something else is at ``uri`` already.
+        NotAvailable: the store cannot be reached, or does not let us in.
+    """
+    path = local_path(uri)
+    if path is not None:
+        with atomic_directory(path) as partial:
+            shutil.copytree(source, partial, symlinks=True, dirs_exist_ok=True)
+        return
+    store, bucket, key = _locate(uri)
+    store.upload_directory(Path(source), bucket, key, last)
+
+
+def _locate(uri: str) -> tuple[Store, str, str]:
+    parts = urlsplit(uri, allow_fragments=False)
+    key = uri.split("://", 1)[1].partition("/")[2].strip("/")
+    if not parts.netloc or any(step in ("", ".", "..") for step in key.split("/")):
+        raise InvalidInput("uri", uri, "name a bucket and a path below it, without empty, '.' or '..' steps")
+    store: Store = importlib.import_module(_STORES[parts.scheme])  # type: ignore[assignment]
+    return store, parts.netloc, key
