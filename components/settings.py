@@ -7,14 +7,20 @@
 | ``MODELYARD_MODEL_STORE`` | URI prefix of released models (path, ``s3://``, ``gs://``) | ``models/`` in the home |
 | ``MODELYARD_SIGNING_KEY`` | path of the private signing key (PEM) | ``keys/signing.pem`` in the home, made on first use |
 | ``MODELYARD_VERIFICATION_KEY`` | path of the public key that signatures are checked with | ``keys/signing.pub`` in the home |
+| ``MODELYARD_CODE_REVISION`` | revision of the code that runs, written into a model's provenance | the checkout's git commit |
 
-In a Kubernetes pod nothing local outlives the step, so there the defaults are refused rather than used.
+Other ways to sign and to trust are configured by the variables that ``modelyard.components.signing`` lists.
+
+In a Kubernetes pod nothing local outlives the step, so there the defaults are refused rather than used. Keys are looked for
+where a Secret named for them is mounted: ``signing.pem`` and ``signing.pub`` in ``/var/run/secrets/modelyard``.
 """
 
 import os
 from pathlib import Path
 
 from modelyard.components.errors import NotAvailable
+
+MOUNTED_KEYS = Path("/var/run/secrets/modelyard")
 
 
 def in_cluster() -> bool:
@@ -52,3 +58,19 @@ def model_store() -> str:
         return configured.rstrip("/")
     _refuse_in_cluster("MODELYARD_MODEL_STORE", "the store of released models")
     return str(home() / "models")
+
+
+def signing_key() -> Path:
+    """Path of the private signing key; whether it exists is not checked here."""
+    return _key("MODELYARD_SIGNING_KEY", "signing.pem")
+
+
+def verification_key() -> Path:
+    """Path of the public key that signatures are checked with; whether it exists is not checked here."""
+    return _key("MODELYARD_VERIFICATION_KEY", "signing.pub")
+
+
+def _key(variable: str, name: str) -> Path:
+    if configured := os.environ.get(variable):
+        return Path(configured).expanduser().resolve()
+    return (MOUNTED_KEYS if in_cluster() else home() / "keys") / name

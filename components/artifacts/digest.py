@@ -8,6 +8,7 @@ Digests are written ``blake3:<64 hexadecimal digits>``. BLAKE3 is the OpenSSF mo
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from blake3 import blake3
@@ -31,17 +32,34 @@ def model_digest(directory: str | os.PathLike[str]) -> str:
     root = Path(directory)
     if not root.is_dir():
         raise InvalidInput("model directory", str(root), "give the path of an existing folder")
-    manifest = blake3()
-    count = 0
-    for path in sorted(root.rglob("*"), key=lambda path: path.relative_to(root).as_posix()):
+    digests = {}
+    for path in root.rglob("*"):
         relative = path.relative_to(root)
         if relative.parts[0] in ATTESTATIONS:
             continue
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InvalidInput("model directory", str(path), "only regular files and folders can be part of a model")
         if path.is_file():
-            manifest.update(f"{file_digest(path)}  {relative.as_posix()}\n".encode())
-            count += 1
-    if not count:
-        raise InvalidInput("model directory", str(root), "it holds no file; give the folder that training wrote")
+            digests[relative.as_posix()] = file_digest(path)
+    return payload_digest(digests)
+
+
+def payload_digest(file_digests: Mapping[str, str]) -> str:
+    """The digest of a model whose files have these digests already, so that nobody reads them twice.
+
+    Args:
+        file_digests: ``file_digest`` of each file, by its path relative to the model directory (POSIX form); attestations
+            among them are left out.
+
+    Raises:
+        InvalidInput: no file is left, or a name could be mistaken for another line of the digest's text.
+    """
+    manifest = blake3()
+    payload = {name: value for name, value in file_digests.items() if name.split("/")[0] not in ATTESTATIONS}
+    if not payload:
+        raise InvalidInput("model directory", sorted(file_digests), "it holds no file; give the folder that training wrote")
+    for name, value in sorted(payload.items()):
+        if not name.isprintable():
+            raise InvalidInput("file name", name, "rename it; names with control characters cannot be part of a model")
+        manifest.update(f"{value}  {name}\n".encode())
     return "blake3:" + manifest.hexdigest()

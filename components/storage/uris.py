@@ -3,8 +3,8 @@
 | scheme | is | credentials and endpoint |
 |---|---|---|
 | a plain path, ``file://`` | this machine | – |
-| ``s3://``, ``minio://`` (KFP's own name for it) | S3 and what speaks its protocol | boto3's: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, … |
-| ``gs://`` | Google Cloud Storage | google-auth's: ``GOOGLE_APPLICATION_CREDENTIALS``, workload identity, … |
+| ``s3://``, ``minio://`` (KFP's) | S3 and what speaks its protocol | boto3's: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, … |
+| ``gs://`` | Google Cloud Storage | google-auth's: ``GOOGLE_APPLICATION_CREDENTIALS``, … |
 
 A scheme is one small module beside this one; a new one is a new module and a line in ``_STORES``.
 """
