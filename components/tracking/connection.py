@@ -1,0 +1,132 @@
+"""The MLflow client of this package: telemetry off, quiet, and a local database that is made whole or not at all.
+
+MLflow makes its sqlite tables by running every migration it ever had, without a lock: a second or more in which another process
+finds half a database, and two that start together break it. Here the database is made aside and renamed.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from modelyard.components import settings
+from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.storage.files import atomic_file
+from modelyard.components.storage.locks import exclusive_lock
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_SQLITE = "sqlite:///"
+_FIRST_CALL_RETRIES = "2"
+
+
+def client() -> "MlflowClient":
+    """A client of the tracking server and registry that ``settings.tracking_uri()`` names.
+
+    Raises:
+        NotAvailable: MLflow is not installed.
+    """
+    uri = settings.tracking_uri()
+    mlflow_client = _import_quietly()
+    if uri.startswith(_SQLITE):
+        _make_database(Path(uri.removeprefix(_SQLITE)))
+    return mlflow_client(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(tracking: "MlflowClient", name: str) -> str:
+    """The experiment to put runs in: ``MLFLOW_EXPERIMENT_ID`` or ``MLFLOW_EXPERIMENT_NAME`` if set, else ``name``, made if new.
+
+    Raises:
+        InvalidInput: the experiment was deleted in MLflow.
+        NotAvailable: the tracking server cannot be reached, or does not let us in.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return given
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
+    with reachable():
+        found = tracking.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(tracking.create_experiment(name, artifact_location=_artifact_location(name)))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = tracking.get_experiment_by_name(name)
+    if found.lifecycle_stage != "active":
+        raise InvalidInput("experiment", name, "it was deleted in MLflow; restore it there, or set MLFLOW_EXPERIMENT_NAME")
+    return str(found.experiment_id)
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Makes MLflow calls in the block fail within seconds and with a clear message, where MLflow alone retries for minutes.
+
+    Raises:
+        NotAvailable: the tracking server cannot be reached, or does not let us in.
+    """
+    from mlflow.exceptions import MlflowException
+
+    variable = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(variable)
+    os.environ.setdefault(variable, _FIRST_CALL_RETRIES)
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"):
+            raise
+        raise NotAvailable(
+            f"MLflow at {_without_password(settings.tracking_uri())} does not answer as it should "
+            f"({str(error).splitlines()[0][:300]}): check MLFLOW_TRACKING_URI, the server and its credentials"
+        ) from error
+    finally:
+        if before is None:
+            os.environ.pop(variable, None)
+
+
+def _import_quietly() -> Any:
+    # Both are read when mlflow is imported.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError as error:
+        raise NotAvailable("MLflow is not installed: install modelyard[train] or modelyard[ops]") from error
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient
+
+
+def _make_database(path: Path) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(path.with_name(path.name + ".lock")):
+        if path.exists():
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        with atomic_file(path) as partial:
+            SqlAlchemyStore(f"{_SQLITE}{partial}", _artifact_root(path)).engine.dispose()
+
+
+def _artifact_root(database: Path) -> str:
+    # MLflow's default is a folder in the current directory, which differs from step to step.
+    return (database.parent / "mlruns").as_uri()
+
+
+def _artifact_location(name: str) -> str | None:
+    uri = settings.tracking_uri()
+    if not uri.startswith(_SQLITE):
+        return None
+    return f"{_artifact_root(Path(uri.removeprefix(_SQLITE)))}/{quote(name, safe='')}"
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return uri if parts.password is None else uri.replace(f":{parts.password}@", ":***@")
