@@ -1,0 +1,230 @@
+"""The ``modelyard`` command.
+
+Each subcommand lives in a module of its own, which is imported when it is called, so that ``--help`` answers at once.
+"""
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
+
+OK, FAILED, BAD_INPUT, REFUSED, NOT_AVAILABLE, CANCELLED, TIMED_OUT = 0, 1, 2, 3, 4, 5, 6
+
+_EXIT_CODES = """\
+exit codes:
+  0  it did what it was asked to
+  1  a run failed, or a check found something wrong
+  2  the command line or an input cannot be used as given
+  3  the run ended well, but its gates refused the model (decision fail or inconclusive)
+  4  something it needs is not there: a server, a library, a place to write
+  5  the cluster's run was cancelled
+  6  the wait for the cluster's run ran out of time
+  130, 143  interrupted (Ctrl-C, SIGTERM)
+"""
+_EXAMPLES = """\
+examples:
+  modelyard run quickstart                         the whole way on simulated data
+  modelyard describe release                       a pipeline's parameters
+  modelyard run release -p model_name=fraud -p feature_repo_uri=./repo --params more.yaml
+  modelyard submit release --params release.yaml --host http://localhost:8080 --wait
+  modelyard schedule release --cron "0 0 2 * * *" --params release.yaml
+  modelyard verify .modelyard/models/… --name fraud
+"""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: reading package metadata takes time."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib import metadata
+
+        print(f"modelyard {metadata.version('modelyard')}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's whole grammar."""
+    parser = argparse.ArgumentParser(
+        prog="modelyard",
+        formatter_class=_Help,
+        description="Takes a tabular model from features to the registry, on this machine or on a Kubeflow Pipelines cluster.",
+        epilog=f"{_EXAMPLES}\n{_EXIT_CODES}",
+    )
+    parser.add_argument("--version", action=_Version)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error, too")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+
+    run = _command(
+        commands,
+        "run",
+        "run a pipeline on this machine",
+        "Runs a compiled pipeline on this machine, one line for each step. Parameters: modelyard describe NAME.\n"
+        "Full logs, run.json and the artifacts are in HOME/runs/.",
+        "examples:\n  modelyard run quickstart --home /tmp/yard\n"
+        '  modelyard run release -p model_name=fraud -p test_days=7 -p \'gates={"absolute": {"pr_auc": 0.3}}\'\n'
+        "  modelyard run ./my_pipeline.yaml --params values.json",
+    )
+    _add_pipeline(run)
+    run.add_argument("--home", metavar="DIR", help="folder of all local state (default: $MODELYARD_HOME, else ./.modelyard)")
+
+    describe = _command(
+        commands, "describe", "list a pipeline's parameters", "Lists a pipeline's parameters; without a name, the pipelines."
+    )
+    describe.add_argument(
+        "pipeline", metavar="NAME|FILE", nargs="?", help="a pipeline of this installation, or a compiled YAML"
+    )
+
+    compile_ = _command(
+        commands,
+        "compile",
+        "compile every pipeline and component to YAML",
+        "Compiles every pipeline to compiled/NAME.yaml and every component to compiled/components/NAME.yaml.\n"
+        "The same sources give the same bytes on every Python and platform.",
+        "examples:\n  modelyard compile\n  modelyard compile --check\n"
+        "  modelyard compile --registry registry.example.com/ml --tag 2026-07 --output build/compiled",
+    )
+    compile_.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is missing, stale or left over")
+    compile_.add_argument(
+        "--registry", help="registry and path of the images (default: $MODELYARD_REGISTRY, else the project's)"
+    )
+    compile_.add_argument("--tag", help="tag of the images (default: $MODELYARD_TAG, else the package's version)")
+    compile_.add_argument("--output", metavar="DIR", help="where to write (default: the checkout's compiled/)")
+
+    cluster_notes = (
+        "The host comes from --host, else $KF_PIPELINES_ENDPOINT, else the kubeconfig or the pod's service account. A bearer\n"
+        "token comes from $KF_PIPELINES_TOKEN or the file that $KF_PIPELINES_TOKEN_FILE names, never from the command line."
+    )
+    submit = _command(
+        commands,
+        "submit",
+        "start a pipeline on a cluster",
+        f"Starts one run of a compiled pipeline on a Kubeflow Pipelines server.\n{cluster_notes}",
+        "examples:\n  modelyard submit release --host http://localhost:8080 --params release.yaml --wait",
+    )
+    _add_pipeline(submit)
+    _add_cluster(submit)
+    submit.add_argument("--run-name", metavar="TEXT", help="name of the run (default: the pipeline's name and the time)")
+    submit.add_argument("--wait", action="store_true", help="wait for the end; the exit code tells how it went")
+    submit.add_argument("--timeout", type=float, default=86400.0, metavar="SECONDS", help="longest wait (default: a day)")
+
+    schedule = _command(
+        commands,
+        "schedule",
+        "run a pipeline on a cluster again and again",
+        f"Creates the recurring run of this name, or updates the one that is there.\n{cluster_notes}",
+        'cron has six fields, seconds first: "0 0 2 * * *" is every day at 02:00 UTC.\n\n'
+        "dates in text parameters, filled in for each run (UTC):\n"
+        "  [[ScheduledTime]]                                     20260731020000\n"
+        "  [[ScheduledTime.2006-01-02]]                          2026-07-31 (Go's reference date as the format)\n"
+        "  [[CurrentTime]]                                       when the run really started\n"
+        "  {{$.scheduledTime.strftime('%Y-%m-%d')}}              2026-07-31\n\n"
+        'example:\n  modelyard schedule release --cron "0 0 2 * * *" --params release.yaml '
+        "-p 'data_end=[[ScheduledTime.2006-01-02]]'",
+    )
+    _add_pipeline(schedule)
+    _add_cluster(schedule)
+    schedule.add_argument("--cron", required=True, metavar="FIELDS", help="when to run: six fields, seconds first, UTC")
+    schedule.add_argument("--name", metavar="TEXT", help="name of the recurring run (default: the pipeline's name)")
+    schedule.add_argument("--paused", action="store_true", help="create or leave it switched off")
+
+    verify = _command(
+        commands,
+        "verify",
+        "check a signed model",
+        "Checks that a model directory is signed, unaltered, and the version it is said to be.",
+        "examples:\n  modelyard verify ./model --name fraud\n  modelyard verify ./model --digest blake3:1c4f… --key ops.pub",
+    )
+    verify.add_argument("directory", metavar="DIR", help="the signed model directory")
+    verify.add_argument("--name", default="", help="the model's name")
+    verify.add_argument("--digest", default="", help="the payload's digest, blake3:…")
+    verify.add_argument("--version", default="", help="the registered version that it must be (needs --name)")
+    verify.add_argument(
+        "--key", metavar="FILE", help="the signer's public key (default: $MODELYARD_VERIFICATION_KEY, else the home's)"
+    )
+    verify.add_argument("--home", metavar="DIR", help="folder of all local state (default: $MODELYARD_HOME, else ./.modelyard)")
+
+    docs = _command(
+        commands,
+        "docs",
+        "write the components' and pipelines' pages",
+        "Writes a Markdown page beside each component and pipeline, from its interface and docstring.",
+    )
+    docs.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if a page is missing or stale, or a parameter undocumented"
+    )
+
+    benchmark = commands.add_parser("benchmark", help="measure against the alternatives, side by side", add_help=False)
+    benchmark.add_argument("arguments", nargs=argparse.REMAINDER)
+    return parser
+
+
+_MODULES = {
+    "run": "run_command",
+    "describe": "describe",
+    "compile": "compile_all",
+    "submit": "cluster",
+    "schedule": "cluster",
+    "verify": "verify",
+    "docs": "documentation",
+    "benchmark": "benchmark",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code (``modelyard --help`` lists them)."""
+    given = build_parser().parse_args(arguments)
+    try:
+        module = importlib.import_module(f"modelyard.scripts.{_MODULES[given.command]}")
+        if given.command == "benchmark":
+            return module.main(given.arguments)
+        return getattr(module, f"{given.command}_command")(given)
+    except ModelyardError as error:
+        if given.debug:
+            traceback.print_exc()
+        print(f"modelyard: {error}", file=sys.stderr)
+        if isinstance(error, InvalidInput):
+            return BAD_INPUT
+        return NOT_AVAILABLE if isinstance(error, NotAvailable) else FAILED
+    except KeyboardInterrupt:
+        print("modelyard: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command(commands: Any, name: str, summary: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=summary, description=description, epilog=epilog, formatter_class=_Help)
+
+
+def _add_pipeline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pipeline", metavar="NAME|FILE", help="a pipeline of this installation, or a compiled YAML")
+    parser.add_argument(
+        "-p",
+        dest="assignments",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a parameter; lists and objects as JSON",
+    )
+    parser.add_argument("--params", metavar="FILE", help="parameters from a JSON or YAML file; -p wins")
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", metavar="URL", help="the Kubeflow Pipelines server")
+    parser.add_argument("--namespace", default="", help="the profile's namespace, where the server has several users")
+    parser.add_argument("--experiment", default="Default", help="the experiment to put runs into (default: Default)")
+    parser.add_argument("--no-cache", action="store_true", help="run every step, whatever the server has cached")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,492 @@
+"""Runs a compiled pipeline on this machine: the file that a cluster gets, its steps as processes of this environment.
+
+KFP's local runner decides what runs when; this module starts the steps (``step_process``), writes down what happened
+(``run_record``), and answers what the runner does badly: its messages and the steps' output go to log files, a failure
+comes back with the step that failed and its last lines, and an interrupted run ends its steps.
+
+    from modelyard.scripts.local_run import run_pipeline
+
+    result = run_pipeline("compiled/release.yaml", {"model_name": "fraud", ...}, home=".modelyard")
+    result.state, result.step("register_model").outputs["version"]
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from modelyard.components.artifacts.digest import file_digest
+from modelyard.components.errors import ModelyardError, NotAvailable
+from modelyard.scripts import compiled
+from modelyard.scripts.run_record import RunRecord, open_run
+from modelyard.scripts.step_process import Lifeline, StepProcess
+
+# As long as Kubernetes gives a pod between SIGTERM and SIGKILL.
+GRACE_SECONDS = 30.0
+_TAIL_LINES = 60
+_one_run = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known of one step.
+
+    Attributes:
+        name: the task's name, as a Python identifier (``train_xgboost``).
+        state: ``running``, ``succeeded``, ``failed`` or ``cancelled``.
+        seconds: wall time so far, over all attempts.
+        attempts: how many times it was started.
+        outputs: output parameters by name.
+        artifacts: paths of output artifacts by name.
+        log: the step's log file.
+    """
+
+    name: str
+    state: str
+    seconds: float = 0.0
+    attempts: int = 0
+    outputs: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        name: the pipeline's name.
+        state: ``succeeded``, ``failed`` or ``cancelled``.
+        folder: the run's folder.
+        seconds: wall time.
+        steps: in the order in which they started.
+        skipped: names of the steps in branches that were not taken.
+        outputs: the pipeline's own outputs by name; artifacts as paths.
+        decision: ``pass``, ``fail`` or ``inconclusive`` where a step gave one, else empty.
+        reasons: the reasons that came with it.
+        error: one line on what went wrong, else empty.
+        tail: last lines of the failed step's log.
+        signal: number of the signal that cancelled the run, else 0.
+    """
+
+    name: str
+    state: str
+    folder: Path
+    seconds: float
+    steps: tuple[Step, ...]
+    skipped: tuple[str, ...] = ()
+    outputs: dict[str, Any] = field(default_factory=dict)
+    decision: str = ""
+    reasons: str = ""
+    error: str = ""
+    tail: str = ""
+    signal: int = 0
+
+    def step(self, name: str) -> Step:
+        """The step of this name.
+
+        Raises:
+            KeyError: it did not run.
+        """
+        return next((step for step in self.steps if step.name == name), None) or _missing(name)
+
+
+def run_pipeline(
+    package_path: str | os.PathLike[str],
+    parameters: Mapping[str, Any],
+    home: str | os.PathLike[str],
+    on_step: Callable[[Step], None] | None = None,
+    on_start: Callable[[Path], None] | None = None,
+) -> RunResult:
+    """Runs a compiled pipeline to its end.
+
+    SIGINT and SIGTERM cancel it: steps get SIGTERM and ``GRACE_SECONDS`` to write a checkpoint, a second signal kills them.
+
+    Args:
+        package_path: the compiled YAML.
+        parameters: values by name, as text or of the declared type; relative paths count from the current folder.
+        home: folder of all local state; steps find it as ``MODELYARD_HOME``.
+        on_step: called when a step starts and again when it ends.
+        on_start: called with the run's folder before the first step.
+
+    Returns:
+        The outcome; a failed run is a result, too.
+
+    Raises:
+        InvalidInput: the pipeline or a parameter cannot be used as given.
+        NotAvailable: the home cannot be written, or this process is running a pipeline already.
+    """
+    package = compiled.read(package_path)
+    values = compiled.check_local_values(package, compiled.check_parameters(package, parameters), Path.cwd())
+    if not _one_run.acquire(blocking=False):
+        raise NotAvailable("kfp's local runner keeps its state in the process: run one pipeline at a time, or use processes")
+    try:
+        state = Path(home).expanduser().resolve()
+        record = open_run(
+            state,
+            package.name,
+            {
+                "package": str(package.path),
+                "package_digest": file_digest(package.path),
+                "parameters": values,
+                "steps": [],
+                "outputs": {},
+                "error": "",
+            },
+        )
+        try:
+            if on_start:
+                on_start(record.folder)
+            return _Execution(package, record, state, on_step).run(values)
+        finally:
+            record.close()
+    finally:
+        _one_run.release()
+
+
+class _Cancelled(BaseException):
+    """Not an Exception: KFP's orchestrator would take it for a step's failure and retry."""
+
+
+class _Refused(ModelyardError):
+    """The pipeline cannot go on locally, though no step failed."""
+
+
+class _Execution:
+    """One run in progress."""
+
+    def __init__(
+        self, package: compiled.Package, record: RunRecord, home: Path, on_step: Callable[[Step], None] | None
+    ) -> None:
+        self._package, self._record, self._on_step = package, record, on_step
+        self._environment = {**os.environ, "MODELYARD_HOME": str(home)}
+        self._lifeline = Lifeline()
+        self._steps: dict[str, Step] = {}
+        self._guard = threading.RLock()
+        self._current = threading.local()
+        self._processes: set[StepProcess] = set()
+        self._signal = 0
+        self._refusal = ""
+        self._timer: threading.Timer | None = None
+
+    def run(self, values: dict[str, Any]) -> RunResult:
+        began = time.monotonic()
+        state, error, outputs = "failed", "", {}
+        log = (self._record.logs / "pipeline.log").open("a", encoding="utf-8", buffering=1)
+        try:
+            with log, contextlib.redirect_stdout(log), self._signals(), self._runner():
+                try:
+                    outputs = self._run_kfp(values)
+                    state = "succeeded"
+                except _Cancelled:
+                    state = "cancelled"
+                except (RuntimeError, ValueError, ModelyardError) as raised:
+                    # KFP's way to say that a step failed, or that its runner cannot do what the pipeline asks for.
+                    traceback.print_exc(file=log)
+                    error = self._refusal or f"{type(raised).__name__}: {raised}"
+        except BaseException as raised:
+            error = f"{type(raised).__name__}: {raised}"
+            raise
+        finally:
+            if self._timer:
+                self._timer.cancel()
+            self._lifeline.close()
+            result = self._result(state, error, outputs, time.monotonic() - began)
+        return result
+
+    def _run_kfp(self, values: dict[str, Any]) -> dict[str, Any]:
+        from kfp import components
+
+        task = components.load_component_from_file(str(self._package.path))(**values)
+        if self._refusal:
+            raise _Refused(self._refusal)
+        return {name: _plain(value) for name, value in task.outputs.items()}
+
+    def _result(self, state: str, error: str, outputs: dict[str, Any], seconds: float) -> RunResult:
+        failed = next((step for step in self._steps.values() if step.state == "failed"), None)
+        tail = ""
+        if state == "failed" and failed is not None and not self._refusal:
+            tail = last_lines(Path(failed.log))
+            error = f"{failed.name} failed: {(tail.splitlines() or ['its log is empty'])[-1].strip()}"
+        if state == "cancelled":
+            error = f"cancelled by {signal.Signals(self._signal).name}"
+        judged = [step for step in self._steps.values() if step.outputs.get("decision")]
+        result = RunResult(
+            name=self._package.name,
+            state=state,
+            folder=self._record.folder,
+            seconds=round(seconds, 3),
+            steps=tuple(self._steps.values()),
+            skipped=self._skipped() if state == "succeeded" else (),
+            outputs=outputs,
+            decision=judged[-1].outputs["decision"] if judged else "",
+            reasons=str(judged[-1].outputs.get("reasons", "")) if judged else "",
+            error=error,
+            tail=tail,
+            signal=self._signal,
+        )
+        self._record.content.update(
+            state=state,
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=result.seconds,
+            outputs=outputs,
+            decision=result.decision,
+            error=error,
+            skipped=list(result.skipped),
+        )
+        self._save()
+        return result
+
+    def _skipped(self) -> tuple[str, ...]:
+        document = compiled.load(self._package.text)
+        names = compiled.task_names(document)
+        return tuple(_identifier(name) for name in names if _identifier(name) not in self._steps)
+
+    # Steps, as KFP's orchestrator calls for them.
+
+    def execute_task(self, original: Callable[..., Any], task_name: str, **arguments: Any) -> Any:
+        """Stands in for KFP's ``execute_single_task``: writes down when a task starts and how it ends."""
+        if self._signal:
+            raise _Cancelled
+        began = time.monotonic()
+        name = self._start(_identifier(task_name))
+        self._current.name = name
+        state, outputs = "failed", {}
+        try:
+            outputs, status = original(task_name=task_name, **arguments)
+            state = "succeeded" if status.name == "SUCCESS" else "failed"
+            return outputs, status
+        except _Cancelled:
+            state = "cancelled"
+            raise
+        finally:
+            plain = {key: _plain(value) for key, value in outputs.items()}
+            artifacts = {key for key, value in outputs.items() if _is_artifact(value)}
+            self._end(
+                name,
+                state=state,
+                seconds=round(time.monotonic() - began, 3),
+                outputs={key: value for key, value in plain.items() if key not in artifacts},
+                artifacts={key: value for key, value in plain.items() if key in artifacts},
+            )
+
+    def run_process(self, command: list[str], environment: dict[str, str]) -> int:
+        """Runs one attempt of the current thread's task."""
+        name = self._current.name
+        with self._guard:
+            step = self._steps[name]
+            self._steps[name] = step = replace(step, attempts=step.attempts + 1)
+        process = StepProcess(
+            command,
+            {**self._environment, **environment},
+            log=Path(step.log),
+            scratch=self._record.scratch,
+            lifeline=self._lifeline,
+            lock=self._record.lock,
+        )
+        with Path(step.log).open("a", encoding="utf-8") as log:
+            log.write(f"{_ATTEMPT} {step.attempts}\n")
+        self._processes.add(process)
+        try:
+            if self._signal:
+                raise _Cancelled
+            status = process.run()
+        finally:
+            self._processes.discard(process)
+        if self._signal:
+            raise _Cancelled
+        if status < 0:
+            with Path(step.log).open("a", encoding="utf-8") as log:
+                log.write(f"\nended by signal {-status} ({_signal_name(-status)})\n")
+        return status
+
+    def check_condition(self, original: Callable[..., bool], resolve: Callable[..., Any], condition: str, store: Any) -> bool:
+        """Stands in for KFP's ``evaluate_condition``, which skips every branch when a text holds a quote."""
+        for name in compiled.condition_names(condition):
+            value = resolve(name, store)
+            if isinstance(value, str) and set(value) & compiled.UNSAFE_IN_CONDITIONS:
+                self._refusal = (
+                    f"the pipeline branches on {name.removeprefix('pipelinechannel--')} = {value!r}, and the local runner "
+                    f"cannot compare text with quotes, backslashes or line ends"
+                )
+                raise _Refused(self._refusal)
+        return original(condition, store)
+
+    def _start(self, wanted: str) -> str:
+        with self._guard:
+            name, count = wanted, 1
+            while name in self._steps:
+                count += 1
+                name = f"{wanted}_{count}"
+            step = Step(name, "running", log=str(self._record.logs / f"{name}.log"))
+            self._steps[name] = step
+            self._save()
+            self._tell(step)
+            return name
+
+    def _end(self, name: str, **changes: Any) -> None:
+        with self._guard:
+            step = self._steps[name] = replace(self._steps[name], **changes)
+            self._save()
+            self._tell(step)
+
+    def _save(self) -> None:
+        self._record.content["steps"] = [asdict(step) for step in self._steps.values()]
+        self._record.save()
+
+    def _tell(self, step: Step) -> None:
+        # An importer has no process and takes no time: nobody waits for it.
+        if self._on_step and (step.attempts or step.state == "running"):
+            self._on_step(step)
+
+    # What the process lends to the run.
+
+    @contextlib.contextmanager
+    def _runner(self) -> Iterator[None]:
+        """KFP's local runner, set up for this run and put back as it was.
+
+        kfp is pinned exactly, so its internals can be relied upon; a test fails if they move.
+        """
+        from kfp import local
+        from kfp.local import config, status, subprocess_task_handler
+        from kfp.local.orchestrator import enhanced_dag_orchestrator, task_executor
+
+        execution = self
+
+        class Handler(subprocess_task_handler.SubprocessTaskHandler):
+            def run(self) -> status.Status:
+                exit_status = execution.run_process(self.full_command, self.env_vars)
+                return status.Status.SUCCESS if exit_status == 0 else status.Status.FAILURE
+
+        evaluator = enhanced_dag_orchestrator.ConditionEvaluator
+        execute, evaluate, configured = (
+            task_executor.execute_single_task,
+            evaluator.evaluate_condition,
+            config.LocalExecutionConfig.instance,
+        )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_replaced(subprocess_task_handler, "SubprocessTaskHandler", Handler))
+            stack.enter_context(
+                _replaced(
+                    task_executor, "execute_single_task", lambda **arguments: execution.execute_task(execute, **arguments)
+                )
+            )
+            stack.enter_context(
+                _replaced(
+                    evaluator,
+                    "evaluate_condition",
+                    staticmethod(
+                        lambda condition, io_store: execution.check_condition(
+                            evaluate, evaluator._resolve_pipeline_channel, condition, io_store
+                        )
+                    ),
+                )
+            )
+            stack.callback(setattr, config.LocalExecutionConfig, "instance", configured)
+            stack.enter_context(warnings.catch_warnings())
+            # Own images have no "python" in their names, and limits are for the cluster.
+            warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
+            warnings.filterwarnings("ignore", message=r"Task .*: settings .* have no effect")
+            local.init(
+                local.SubprocessRunner(use_venv=False),
+                pipeline_root=str(self._record.artifacts),
+                # KFP deletes this folder after the run, so it must be one of ours.
+                workspace_root=str(self._record.scratch / "workspace"),
+            )
+            yield
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._cancel) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _cancel(self, number: int, _frame: Any) -> None:
+        """The signal handler."""
+        if self._signal:
+            self._kill_processes()
+            return
+        self._signal = number
+        processes = list(self._processes)
+        for process in processes:
+            process.ask_to_stop()
+        self._timer = threading.Timer(GRACE_SECONDS, self._kill_processes)
+        self._timer.daemon = True
+        self._timer.start()
+        if not processes:
+            raise _Cancelled
+
+    def _kill_processes(self) -> None:
+        for process in list(self._processes):
+            process.kill()
+
+
+_ATTEMPT = "=== attempt"
+
+
+def last_lines(log: Path) -> str:
+    """The traceback at the end of a step's log (with the exceptions that caused it), else its last lines."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    text = text[text.rfind(_ATTEMPT) :].partition("\n")[2] if _ATTEMPT in text else text
+    start = text.rfind("Traceback (most recent call last):")
+    while start > 0:
+        before = text[:start].rstrip()
+        if not before.endswith(("exception occurred:", "direct cause of the following exception:")):
+            break
+        start = text.rfind("Traceback (most recent call last):", 0, start)
+    lines = text[max(start, 0) :].rstrip().splitlines()
+    return "\n".join(lines[-_TAIL_LINES:])
+
+
+def _identifier(task_name: str) -> str:
+    return task_name.replace("-", "_")
+
+
+def _is_artifact(value: Any) -> bool:
+    from kfp import dsl
+
+    return isinstance(value, dsl.Artifact) or (isinstance(value, list) and bool(value) and isinstance(value[0], dsl.Artifact))
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready: an artifact becomes its path."""
+    from kfp import dsl
+
+    if isinstance(value, dsl.Artifact):
+        return value.path or value.uri
+    return [_plain(part) for part in value] if isinstance(value, list) else value
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _missing(name: str) -> Step:
+    raise KeyError(name)
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, stand_in: Any) -> Iterator[None]:
+    original = vars(owner)[name]
+    setattr(owner, name, stand_in)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)

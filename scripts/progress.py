@@ -1,0 +1,101 @@
+"""What a person sees of a local run: one line for each step as it ends, and on a terminal one for the step that runs."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+from modelyard.scripts.local_run import RunResult, Step
+
+_GREEN, _RED, _YELLOW, _DIM, _BOLD, _RESET = "\033[32m", "\033[31m", "\033[33m", "\033[2m", "\033[1m", "\033[0m"
+_CLEAR_LINE = "\r\033[K"
+
+
+class Progress:
+    """Writes a run's progress to a stream.
+
+    Args:
+        stream: where to; colours and the running step's line appear only on a terminal, colours not under ``NO_COLOR``.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._coloured = self._live and not os.environ.get("NO_COLOR")
+        self._running: dict[str, float] = {}
+        self._guard = threading.Lock()
+        self._ticker: threading.Thread | None = None
+        self._ended = threading.Event()
+
+    def start(self, name: str, folder: Path) -> None:
+        """Announces a run."""
+        self._write(f"{self._paint(name, _BOLD)}  {self._paint(str(folder), _DIM)}\n")
+        if self._live:
+            self._ticker = threading.Thread(target=self._tick, daemon=True)
+            self._ticker.start()
+
+    def step(self, step: Step) -> None:
+        """Tells of a step that starts or has ended."""
+        with self._guard:
+            if step.state == "running":
+                self._running[step.name] = time.monotonic()
+            else:
+                self._running.pop(step.name, None)
+                colour = {"succeeded": _GREEN, "failed": _RED}.get(step.state, _YELLOW)
+                notes = [] if step.state == "succeeded" else [step.state]
+                notes += [f"{step.attempts} attempts"] if step.attempts > 1 else []
+                note = f"  {', '.join(notes)}" if notes else ""
+                self._clear()
+                self._write(f"{step.seconds:8.1f} s  {self._paint(step.name + note, colour)}\n")
+            self._show_running()
+
+    def finish(self, result: RunResult) -> None:
+        """Tells how a run ended, and where to look."""
+        self._ended.set()
+        if self._ticker:
+            self._ticker.join()
+        self._clear()
+        if result.skipped:
+            self._write(self._paint(f"       –    skipped: {', '.join(result.skipped)}\n", _DIM))
+        if result.tail:
+            indented = "\n".join(f"    {line}" for line in result.tail.splitlines())
+            self._write(f"\n{self._paint(indented, _DIM)}\n\n")
+        colour = {"succeeded": _GREEN, "failed": _RED}.get(result.state, _YELLOW)
+        self._write(f"{result.name} {self._paint(result.state, colour)} in {result.seconds:.1f} s\n")
+        if result.decision:
+            good = result.decision == "pass"
+            reasons = f": {result.reasons}" if result.reasons and not good else ""
+            self._write(f"  decision  {self._paint(result.decision, _GREEN if good else _YELLOW)}{reasons}\n")
+        if result.error:
+            self._write(f"  error     {result.error}\n")
+        for name, value in result.outputs.items():
+            self._write(f"  {name:<8}  {value}\n")
+        failed = next((step for step in result.steps if step.state == "failed"), None)
+        if result.state == "failed":
+            self._write(f"  log       {failed.log if failed else result.folder / 'logs' / 'pipeline.log'}\n")
+
+    def _tick(self) -> None:
+        while not self._ended.wait(1.0):
+            with self._guard:
+                self._clear()
+                self._show_running()
+
+    def _show_running(self) -> None:
+        if self._live and self._running:
+            now = time.monotonic()
+            # Two at most: KFP's local runner runs no more at once.
+            shown = ", ".join(f"{name} {now - began:.0f} s" for name, began in self._running.items())
+            self._write(self._paint(f"       …    {shown}", _DIM))
+
+    def _clear(self) -> None:
+        if self._live:
+            self._write(_CLEAR_LINE)
+
+    def _paint(self, text: str, colour: str) -> str:
+        return f"{colour}{text}{_RESET}" if self._coloured else text
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
