@@ -1,0 +1,1 @@
+"""What a person or a scheduler asks for, checked before anything expensive starts."""

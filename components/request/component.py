@@ -1,0 +1,70 @@
+"""The KFP interface of the request's check."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from modelyard.components.interface import component
+
+
+@component("ops")
+def check_release(
+    model_name: str,
+    feature_repo_uri: str,
+    entity_rows_uri: str,
+    feature_service: str,
+    label: str,
+    timestamp_column: str = "event_timestamp",
+    data_start: str = "",
+    data_end: str = "",
+    test_days: float = 0.0,
+    validation_days: float = 0.0,
+    gap_days: float = 0.0,
+    trainer: str = "xgboost",
+    device: str = "auto",
+    gates: dict = {},
+) -> NamedTuple("Outputs", [("branch", str)]):
+    """Checks a release's parameters before anything expensive starts.
+
+    Fails at once, naming the parameter, its value and what to do, where a later step would fail after hours.
+
+    Args:
+        model_name: Name of the registered model; 1 to 63 letters, digits, '.', '_' or '-'.
+        feature_repo_uri: Folder of the Feast feature repo (path, s3:// or gs://).
+        entity_rows_uri: Labelled entity rows (Parquet or CSV; path, s3:// or gs://).
+        feature_service: Name of the Feast feature service.
+        label: Column of the entity rows to predict, 0 or 1.
+        timestamp_column: Column of the entity rows that holds each row's moment.
+        data_start: First moment of the rows to use (ISO date or time, UTC); empty for no bound.
+        data_end: Moment before which the rows to use end (ISO date or time, UTC); empty for no bound.
+        test_days: Days at the end that the model is judged on; 0 to use a fraction.
+        validation_days: Days before those, for early stopping and the threshold; 0 to use a fraction.
+        gap_days: Days left out between the parts, because labels arrive late.
+        trainer: xgboost or torch.
+        device: auto, cpu or cuda.
+        gates: Gates of the evaluation; see evaluate_model.
+
+    Returns:
+        branch: The training step to run: xgboost, xgboost-gpu, torch or torch-gpu.
+    """
+    from modelyard.components.request.release_request import check_release_request
+
+    branch = check_release_request(
+        {
+            "model_name": model_name,
+            "feature_repo_uri": feature_repo_uri,
+            "entity_rows_uri": entity_rows_uri,
+            "feature_service": feature_service,
+            "label": label,
+            "timestamp_column": timestamp_column,
+            "data_start": data_start,
+            "data_end": data_end,
+            "test_days": test_days,
+            "validation_days": validation_days,
+            "gap_days": gap_days,
+            "trainer": trainer,
+            "device": device,
+            "gates": gates,
+        }
+    )
+    return (branch,)

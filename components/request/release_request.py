@@ -1,0 +1,65 @@
+"""Checks a release's parameters at once, instead of an hour later in the step that would trip over them.
+
+The KFP UI and recurring runs check types, nothing more, so this is the first step of the release pipeline.
+"""
+
+import re
+from typing import Any
+
+from modelyard.components.errors import InvalidInput
+
+TRAINERS = ("xgboost", "torch")
+DEVICES = ("auto", "cpu", "cuda")
+# MLflow rejects slashes and colons in names, Kubernetes labels take at most 63 of these characters.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_UNEXPANDED = re.compile(r"\[\[.*?\]\]|\{\{.*?\}\}")
+
+
+def training_branch(trainer: str, device: str) -> str:
+    """Which training step runs: the trainer's name, with ``-gpu`` when the step must be given a GPU.
+
+    Raises:
+        InvalidInput: either is not one of ``TRAINERS`` and ``DEVICES``.
+    """
+    for field, value, allowed in (("trainer", trainer, TRAINERS), ("device", device, DEVICES)):
+        if value not in allowed:
+            raise InvalidInput(field, value, f"choose one of {', '.join(allowed)}")
+    return f"{trainer}-gpu" if device == "cuda" else trainer
+
+
+def check_release_request(request: dict[str, Any]) -> str:
+    """Checks what can be checked without reading data, and returns the training branch.
+
+    Args:
+        request: the release's parameters by name.
+
+    Raises:
+        InvalidInput: a parameter is missing, malformed or contradicts another.
+    """
+    from modelyard.components.evaluation.gates import parse_gates
+    from modelyard.components.features.fetching import parse_moment
+
+    if not _MODEL_NAME.fullmatch(request["model_name"]):
+        raise InvalidInput(
+            "model_name",
+            request["model_name"],
+            "use 1 to 63 letters, digits, '.', '_' or '-', beginning and ending with a letter or digit",
+        )
+    for field in ("feature_repo_uri", "entity_rows_uri", "feature_service", "label", "timestamp_column"):
+        if not request[field].strip():
+            raise InvalidInput(field, request[field], "it must be given")
+    for field in ("data_start", "data_end"):
+        if _UNEXPANDED.search(request[field]):
+            raise InvalidInput(
+                field,
+                request[field],
+                "only recurring runs fill in this placeholder; give a date such as 2018-07-25 in a single run",
+            )
+    start, end = (parse_moment(field, request[field]) for field in ("data_start", "data_end"))
+    if start is not None and end is not None and start >= end:
+        raise InvalidInput("data_end", request["data_end"], f"it must be after data_start, {request['data_start']}")
+    for field in ("test_days", "validation_days", "gap_days"):
+        if request[field] < 0:
+            raise InvalidInput(field, request[field], "give a number of days, zero or more")
+    parse_gates(request["gates"])
+    return training_branch(request["trainer"], request["device"])
