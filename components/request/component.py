@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from kfp import dsl
-
 from modelyard.components.interface import component
 
 

@@ -1,5 +1,6 @@
 """Makes a Feast repo and labelled entity rows of each real dataset, from files that are not part of this repository."""
 
+import calendar
 import datetime as dt
 import os
 import shutil
@@ -54,7 +55,7 @@ def bank_marketing(folder: Path) -> tuple[Path, Path]:
         "duration"
     )
     calls = calls.rename({name: name.replace(".", "_") for name in calls.columns})
-    months = {name: number for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), start=1)}
+    months = {name.lower(): number for number, name in enumerate(calendar.month_abbr) if number}
     year, previous, starts = 2008, 5, []
     for name in calls["month"]:
         month = months[name]
