@@ -26,6 +26,7 @@ from modelyard.components.storage.files import write_text
 SPEC_FILE = "modelyard.json"
 GOLDEN_ROWS_FILE = "golden_rows.json"
 REFERENCE_FILE = "reference.parquet"
+SCORE_COLUMN = "score"
 FORMAT_VERSION = 1
 
 
@@ -71,26 +72,34 @@ class ModelSpec:
             float32 array of shape (rows, features).
 
         Raises:
-            InvalidInput: a feature column is missing or is not of a usable type.
+            InvalidInput: a feature column is missing, is not of a usable type, or holds an infinite number.
         """
-        columns = []
         for feature in self.features:
             if feature.name not in frame.columns:
                 raise InvalidInput("column", feature.name, f"the model needs it; the data has {', '.join(frame.columns)}")
-            columns.append(_encode_column(frame.get_column(feature.name), feature))
-        return np.column_stack(columns) if columns else np.empty((frame.height, 0), np.float32)
+        matrix = np.empty((frame.height, len(self.features)), np.float32, order="F")
+        for position, feature in enumerate(self.features):
+            matrix[:, position] = _encode_column(frame.get_column(feature.name), feature)
+        return np.ascontiguousarray(matrix)
 
 
 def _encode_column(column: pl.Series, feature: Feature) -> np.ndarray:
     if feature.categories is not None:
-        codes = {level: code for code, level in enumerate(feature.categories)}
-        texts = column.cast(pl.String)
-        return texts.replace_strict(codes, default=None, return_dtype=pl.Float32).fill_null(math.nan).to_numpy()
+        levels = column.cast(pl.String).cast(pl.Enum(feature.categories), strict=False)
+        return levels.to_physical().cast(pl.Float32).fill_null(math.nan).to_numpy()
     if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
         raise InvalidInput(
             "column", feature.name, f"the model takes it as a number, but the data has {column.dtype}; convert it first"
         )
-    return column.cast(pl.Float32).fill_null(math.nan).to_numpy()
+    numbers = column.cast(pl.Float32).fill_null(math.nan).to_numpy()
+    if np.isinf(numbers).any():
+        row = int(np.argmax(np.isinf(numbers)))
+        raise InvalidInput(
+            "column",
+            feature.name,
+            f"row {row} holds {column[row]}, infinite or too large for 32 bits; clip it, or make it null if it is unknown",
+        )
+    return numbers
 
 
 def write_spec(directory: str | os.PathLike[str], spec: ModelSpec) -> None:

@@ -20,6 +20,7 @@ from modelyard.components.errors import InvalidInput, VerificationFailed
 from modelyard.components.storage.files import write_text
 
 GOLDEN_TOLERANCE = 1e-5
+_FEW_ROWS = 512
 
 
 class Engine(Protocol):
@@ -30,26 +31,27 @@ class Engine(Protocol):
 
 
 class _XGBoostEngine:
+    """Few rows on one thread, where starting threads costs more than they save; many rows on all cores."""
+
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         import xgboost
 
-        self._booster = xgboost.Booster({"nthread": 0}, model_file=path)
-        best = self._booster.attr("best_iteration")
-        self._rounds = (0, int(best) + 1) if best is not None else (0, 0)
-        self._types = ["c" if feature.categories is not None else "q" for feature in spec.features]
+        self._one = xgboost.Booster({"nthread": 1}, model_file=path)
+        self._all = xgboost.Booster({"nthread": 0}, model_file=path)
 
     def score(self, matrix: np.ndarray) -> np.ndarray:
-        import xgboost
-
-        rows = xgboost.DMatrix(matrix, feature_types=self._types, enable_categorical=True)
-        return self._booster.predict(rows, iteration_range=self._rounds, validate_features=False)
+        booster = self._one if len(matrix) <= _FEW_ROWS else self._all
+        # Reads the matrix where it lies; a DMatrix would copy it, and takes half as long again for one row.
+        return booster.inplace_predict(matrix, validate_features=False)
 
 
 class _OnnxEngine:
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         import onnxruntime
 
-        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
     def score(self, matrix: np.ndarray) -> np.ndarray:
@@ -74,7 +76,9 @@ class Scorer:
         """Scores of an encoded matrix (see ``ModelSpec.encode``): float64, shape (rows,), finite, in [0, 1]."""
         if matrix.ndim != 2 or matrix.shape[1] != len(self.spec.features):
             raise InvalidInput("matrix shape", matrix.shape, f"the model takes (rows, {len(self.spec.features)})")
-        return self._engine.score(matrix).astype(np.float64)
+        if not len(matrix):
+            return np.empty(0)
+        return self._engine.score(np.ascontiguousarray(matrix, np.float32)).astype(np.float64)
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
         """Scores of rows given by column names: float64, shape (rows,)."""
@@ -88,6 +92,21 @@ def write_golden_rows(directory: str | os.PathLike[str], spec: ModelSpec, matrix
     write_text(Path(directory, GOLDEN_ROWS_FILE), json.dumps(content, allow_nan=False) + "\n")
 
 
+def open_scorer(directory: str | os.PathLike[str], spec: ModelSpec) -> Scorer:
+    """Loads a model without replaying golden rows: for the trainer, which has yet to write them.
+
+    Raises:
+        InvalidInput: the directory holds no usable model.
+    """
+    path = Path(directory, spec.model_file)
+    engine = _ENGINES.get(path.suffix)
+    if engine is None or path.name != spec.model_file:
+        raise InvalidInput("model_file", spec.model_file, f"only {', '.join(_ENGINES)} beside the specification can be loaded")
+    if not path.is_file():
+        raise InvalidInput("model directory", str(directory), f"it lacks {spec.model_file}; train it again")
+    return Scorer(spec, engine(path, spec))
+
+
 def load_scorer(directory: str | os.PathLike[str]) -> Scorer:
     """Loads a model and replays its golden rows.
 
@@ -95,14 +114,7 @@ def load_scorer(directory: str | os.PathLike[str]) -> Scorer:
         InvalidInput: the directory holds no usable model.
         VerificationFailed: a golden row gets another score than it must.
     """
-    spec = read_spec(directory)
-    path = Path(directory, spec.model_file)
-    engine = _ENGINES.get(path.suffix)
-    if engine is None or path.name != spec.model_file:
-        raise InvalidInput("model_file", spec.model_file, f"only {', '.join(_ENGINES)} beside the specification can be loaded")
-    if not path.is_file():
-        raise InvalidInput("model directory", str(directory), f"it lacks {spec.model_file}; train it again")
-    scorer = Scorer(spec, engine(path, spec))
+    scorer = open_scorer(directory, read_spec(directory))
     _replay_golden_rows(scorer, Path(directory, GOLDEN_ROWS_FILE))
     return scorer
 

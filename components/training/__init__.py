@@ -1,0 +1,1 @@
+"""Trains tabular models: gradient-boosted trees with XGBoost, and a network with PyTorch."""

@@ -1,0 +1,364 @@
+"""Gradient-boosted trees with XGBoost: the work behind ``train_xgboost``.
+
+**A stopped training goes on to the very bytes that it would have reached.** XGBoost alone does not: its samplers of rows and
+columns draw from a state that no model file holds. Here that state is made anew before every round, from the seed
+and the round's number (see ``_renew_samplers``).
+
+**base_score is always 0.5.** Otherwise XGBoost >= 3.1 writes it as a vector, which readers of the 2.x line drop without an
+error; and 0.5 learns rare positives better.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelyard.components.artifacts.model import Feature, ModelSpec
+from modelyard.components.artifacts.names import check_model_name
+from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.training.devices import cuda_devices
+from modelyard.components.training.labelled_rows import LabelledRows, check_alike, fit_features, open_rows
+from modelyard.components.training.memory import available_bytes
+from modelyard.components.training.requested import check_range, positive_weight
+from modelyard.components.training.session import CRITERION, Plan, Session, Trained, training_session
+from modelyard.components.training.versions import library_versions
+
+if TYPE_CHECKING:
+    import xgboost
+
+MODEL_FILE = "model.ubj"
+_BOOSTER = "booster"
+# What XGBoost reports of the validation rows after each round, and what it is called here.
+_METRICS = {"aucpr": CRITERION, "logloss": "round_log_loss"}
+# Names under which XGBoost knows a parameter that has a name of its own here.
+_OWN_NAMES = {
+    "eta": "learning_rate",
+    "scale_pos_weight": "imbalance",
+    "n_jobs": "threads",
+    "nthread": "threads",
+    "random_state": "seed",
+    "num_boost_round": "rounds",
+    "n_estimators": "rounds",
+}
+_SAMPLING = ("subsample", "colsample_bytree", "colsample_bylevel", "colsample_bynode")
+_GIB = 2**30
+# Per row, besides the features' bins: label, prediction, gradient pair, position in the tree.
+_ROW_BYTES = 32
+
+
+@dataclass(frozen=True)
+class BoostingParameters:
+    """What ``train_xgboost`` can be told; see its documentation for each.
+
+    Attributes:
+        more: further parameters of XGBoost's trees and objective, by XGBoost's names.
+    """
+
+    device: str = "auto"
+    rounds: int = 500
+    early_stopping_rounds: int = 50
+    learning_rate: float = 0.1
+    max_depth: int = 6
+    subsample: float = 1.0
+    colsample_bytree: float = 1.0
+    imbalance: str = "auto"
+    false_negative_cost: float = 10.0
+    false_positive_cost: float = 1.0
+    seed: int = 0
+    threads: int = 0
+    memory_limit_gib: float = 0.0
+    checkpoint_uri: str = ""
+    checkpoint_rounds: int = 50
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def with_more(self, more: dict[str, Any]) -> "BoostingParameters":
+        """A copy with further parameters of XGBoost."""
+        return replace(self, more=more)
+
+    def check(self) -> None:
+        """Checks every value but those of ``more``, which XGBoost checks.
+
+        Raises:
+            InvalidInput: a value is out of its range.
+        """
+        check_range("rounds", self.rounds, 1)
+        check_range("early_stopping_rounds", self.early_stopping_rounds, 0)
+        check_range("learning_rate", self.learning_rate, 0, 1, open_low=True)
+        check_range("max_depth", self.max_depth, 0, 64)
+        check_range("subsample", self.subsample, 0, 1, open_low=True)
+        check_range("colsample_bytree", self.colsample_bytree, 0, 1, open_low=True)
+        check_range("false_negative_cost", self.false_negative_cost, 0, open_low=True)
+        check_range("false_positive_cost", self.false_positive_cost, 0, open_low=True)
+        check_range("seed", self.seed, 0, 2**31 - 1)
+        check_range("threads", self.threads, 0)
+        check_range("memory_limit_gib", self.memory_limit_gib, 0)
+        check_range("checkpoint_rounds", self.checkpoint_rounds, 0)
+
+
+def train_boosted_trees(
+    train_path: str | os.PathLike[str],
+    validation_path: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    model_name: str,
+    parameters: BoostingParameters,
+) -> Trained:
+    """Trains a classifier and writes it as a model directory.
+
+    Args:
+        train_path: rows to learn from, as ``write_dataset`` wrote them.
+        validation_path: later rows, for early stopping and the decision threshold.
+        destination: the model directory to write.
+        model_name: name of the model, which its MLflow experiment gets too.
+        parameters: how to train.
+
+    Raises:
+        InvalidInput: a parameter or the data cannot be used.
+        NotAvailable: the device or MLflow is not there.
+        Interrupted: SIGTERM arrived; the same call goes on from the checkpoint.
+    """
+    check_model_name(model_name)
+    parameters.check()
+    device = choose_device(parameters.device)
+    train, validation = open_rows(train_path, "train"), open_rows(validation_path, "validation")
+    check_alike(train, validation)
+    features = fit_features(train)
+    _check_names(features)
+    _check_further_parameters(parameters.more, features)
+    weight = positive_weight(parameters.imbalance, train.rows, train.positives)
+    external = needs_external_memory(train, parameters)
+    learned = {
+        "objective": "binary:logistic",
+        "base_score": 0.5,
+        "tree_method": "hist",
+        "learning_rate": parameters.learning_rate,
+        "max_depth": parameters.max_depth,
+        "subsample": parameters.subsample,
+        "colsample_bytree": parameters.colsample_bytree,
+        "scale_pos_weight": weight,
+        "seed": parameters.seed,
+        "seed_per_iteration": True,
+        "device": device,
+        **parameters.more,
+    }
+    shaping = {
+        **learned,
+        "rounds": parameters.rounds,
+        "early_stopping_rounds": parameters.early_stopping_rounds,
+        "imbalance": parameters.imbalance,
+        "external_memory": external,
+        "false_negative_cost": parameters.false_negative_cost,
+        "false_positive_cost": parameters.false_positive_cost,
+    }
+    plan = Plan(
+        trainer="train_xgboost",
+        model_name=model_name,
+        train=train,
+        validation=validation,
+        parameters=shaping,
+        versions=library_versions("xgboost", "numpy"),
+        rounds=parameters.rounds,
+        patience=parameters.early_stopping_rounds,
+        checkpoint_uri=parameters.checkpoint_uri,
+        checkpoint_rounds=parameters.checkpoint_rounds,
+    )
+    spec = ModelSpec(features, train.info.roles.label, MODEL_FILE, 0.5)
+    with training_session(plan) as session:
+        with _bins(train, validation, spec, parameters, external, Path(destination)) as (rows, held_out):
+            booster = _boost(session, learned, parameters.threads, rows, held_out)
+        best = session.best_round + 1
+        # Cut to the best round, so that a reader that knows nothing of early stopping answers as this one does.
+        model = booster[:best]
+        return session.deliver(
+            destination=Path(destination),
+            spec=spec,
+            write_model=model.save_model,
+            flavour={
+                "xgboost": {
+                    "data": MODEL_FILE,
+                    "model_class": "xgboost.core.Booster",
+                    "model_format": "ubj",
+                    "xgb_version": plan.versions["xgboost"],
+                }
+            },
+            rounds=best,
+            false_negative_cost=parameters.false_negative_cost,
+            false_positive_cost=parameters.false_positive_cost,
+            seed=parameters.seed,
+        )
+
+
+def choose_device(asked: str) -> str:
+    """``cpu`` or ``cuda``: what was asked for, or for ``auto`` the GPU if there is one that this XGBoost can use.
+
+    Raises:
+        InvalidInput: ``asked`` is something else.
+        NotAvailable: ``cuda`` was asked for and XGBoost or the machine lacks it; XGBoost itself would only warn.
+    """
+    import xgboost
+
+    if asked not in ("auto", "cpu", "cuda"):
+        raise InvalidInput("device", asked, "give auto, cpu or cuda")
+    if asked == "cpu":
+        return "cpu"
+    built = bool(xgboost.build_info().get("USE_CUDA"))
+    devices = cuda_devices()
+    if built and devices:
+        return "cuda"
+    if asked == "auto":
+        return "cpu"
+    if not built:
+        raise NotAvailable(
+            "device = 'cuda': this XGBoost was built without CUDA; install modelyard[cuda] in place of modelyard[cpu], "
+            "or set device to cpu"
+        )
+    raise NotAvailable("device = 'cuda': the NVIDIA driver shows no GPU; give the step one, or set device to cpu")
+
+
+def needs_external_memory(train: LabelledRows, parameters: BoostingParameters) -> bool:
+    """Whether the binned training rows would take more memory than they may: the limit given, or half of what is free."""
+    bin_bytes = 1 if int(parameters.more.get("max_bin", 256)) <= 256 else 2
+    needed = train.rows * (len(train.schema) * bin_bytes + _ROW_BYTES)
+    limit = parameters.memory_limit_gib * _GIB or available_bytes() / 2
+    return needed > limit
+
+
+def _check_further_parameters(more: dict[str, Any], features: tuple[Feature, ...]) -> None:
+    """XGBoost only warns of a name it does not know: ask a booster which ones it does."""
+    import xgboost
+
+    fixed = {"objective": "binary:logistic", "tree_method": "hist"}
+    row = xgboost.DMatrix(
+        np.zeros((1, len(features)), np.float32), np.zeros(1), feature_names=[feature.name for feature in features]
+    )
+    learner = json.loads(xgboost.Booster(fixed, [row]).save_config())["learner"]
+    known = {
+        *learner["gradient_booster"]["tree_train_param"],
+        *(name for updater in learner["gradient_booster"]["updater"] for name in updater.get("hist_train_param", ())),
+        "num_parallel_tree",
+    } - set(_OWN_NAMES)
+    for name, value in more.items():
+        if name in _OWN_NAMES:
+            raise InvalidInput(f"parameters[{name!r}]", value, f"give it as {_OWN_NAMES[name]}")
+        if name not in known:
+            raise InvalidInput("parameters", name, f"there is no such parameter; XGBoost's are {', '.join(sorted(known))}")
+        try:
+            xgboost.Booster({**fixed, name: value}, [row]).save_config()
+        except (xgboost.core.XGBoostError, TypeError, ValueError) as error:
+            raise InvalidInput(f"parameters[{name!r}]", value, f"XGBoost refuses it: {_first_line(error)}") from error
+
+
+def _check_names(features: tuple[Feature, ...]) -> None:
+    for feature in features:
+        if any(character in feature.name for character in "[]<"):
+            raise InvalidInput("column", feature.name, "XGBoost takes no name with '[', ']' or '<'; rename it")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "Stack trace" not in line), "unknown")
+
+
+@contextmanager
+def _bins(
+    train: LabelledRows,
+    validation: LabelledRows,
+    spec: ModelSpec,
+    parameters: BoostingParameters,
+    external: bool,
+    destination: Path,
+) -> Iterator[tuple["xgboost.DMatrix", "xgboost.DMatrix"]]:
+    """Training and validation rows as histogram bins; beyond memory, in a folder beside the model, removed at the end."""
+    import xgboost
+
+    class Batches(xgboost.DataIter):
+        def __init__(self, rows: LabelledRows, cache: str | None) -> None:
+            self._rows = rows
+            self._left = rows.matrices(spec)
+            super().__init__(cache_prefix=cache)
+
+        def next(self, input_data: Any) -> bool:
+            for matrix, labels in self._left:
+                input_data(
+                    data=matrix,
+                    label=labels,
+                    feature_names=list(spec.feature_names),
+                    feature_types=["q" if feature.categories is None else "c" for feature in spec.features],
+                )
+                return True
+            return False
+
+        def reset(self) -> None:
+            self._left = self._rows.matrices(spec)
+
+    common = {"max_bin": int(parameters.more.get("max_bin", 256)), "nthread": parameters.threads, "enable_categorical": True}
+    if not external:
+        rows = xgboost.QuantileDMatrix(Batches(train, None), **common)
+        yield rows, xgboost.QuantileDMatrix(Batches(validation, None), ref=rows, **common)
+        return
+    cache = destination.parent / f".partial-{destination.name}-external-memory"
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.mkdir(parents=True)
+    print(f"The training rows are kept on disk, in {cache}: in memory they would take more than they may.", flush=True)
+    try:
+        rows = xgboost.ExtMemQuantileDMatrix(Batches(train, str(cache / "train")), **common)
+        yield rows, xgboost.ExtMemQuantileDMatrix(Batches(validation, str(cache / "validation")), ref=rows, **common)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _boost(
+    session: Session, learned: dict[str, Any], threads: int, rows: "xgboost.DMatrix", held_out: "xgboost.DMatrix"
+) -> "xgboost.Booster":
+    import xgboost
+
+    saved = session.arrays.get(_BOOSTER)
+    booster = xgboost.Booster(
+        {**learned, "nthread": threads, "eval_metric": list(_METRICS)},
+        [rows, held_out],
+        model_file=None if saved is None else bytearray(saved.tobytes()),
+    )
+    samples = any(float(learned.get(name, 1)) < 1 for name in _SAMPLING)
+    while not session.finished:
+        number = session.rounds_done
+        if samples and number:
+            _renew_samplers(booster)
+        booster.update(rows, number)
+        if not number:
+            _check_device(booster, learned["device"])
+        session.end_round(_parse(booster.eval_set([(held_out, "validation")], number)), lambda: {_BOOSTER: _raw(booster)})
+    return booster
+
+
+def _renew_samplers(booster: "xgboost.Booster") -> None:
+    """Makes the next round draw its rows and columns from the seed and its own number alone.
+
+    XGBoost seeds its generator before every round (``seed_per_iteration``), but its column sampler lives as long as the
+    tree updater, and making it takes a number from the generator. A booster loaded from a checkpoint has a new updater, one
+    that has gone on has an old one. Naming another tree method and the old one again makes a new updater in both; predictions
+    and bins stay.
+    """
+    booster.set_param({"tree_method": "approx"})
+    booster.save_config()
+    booster.set_param({"tree_method": "hist"})
+
+
+def _check_device(booster: "xgboost.Booster", device: str) -> None:
+    used = json.loads(booster.save_config())["learner"]["generic_param"]["device"]
+    if not used.startswith(device):
+        raise NotAvailable(f"XGBoost trains on {used} although {device} was asked for: check the driver, or set device to cpu")
+
+
+def _raw(booster: "xgboost.Booster") -> np.ndarray:
+    return np.frombuffer(booster.save_raw("ubj"), dtype=np.uint8)
+
+
+def _parse(report: str) -> dict[str, float]:
+    """``[3]\tvalidation-aucpr:0.61\tvalidation-logloss:0.1`` as metrics by their names here."""
+    values = dict(entry.removeprefix("validation-").rsplit(":", 1) for entry in report.split("\t")[1:])
+    return {ours: float(values[theirs]) for theirs, ours in _METRICS.items()}
