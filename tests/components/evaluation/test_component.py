@@ -1,0 +1,51 @@
+import json
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+
+from modelyard.components.artifacts.digest import model_digest
+from modelyard.components.evaluation.component import evaluate_model
+from tests.components.evaluation.tiny_models import transactions, write_model, write_test_set
+from tests.support.kfp_runner import run_component
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, tuple[type, Path]]:
+    model = write_model(tmp_path / "model", transactions(3000, 1))
+    test = write_test_set(transactions(3000, 2), tmp_path / "test.parquet")
+    return {"model": (dsl.Model, model), "test": (dsl.Dataset, test)}
+
+
+def test_a_pipeline_step_judges_a_first_model_and_leaves_report_figures_and_json(tmp_path, monkeypatch, inputs):
+    monkeypatch.setenv("MODELYARD_HOME", str(tmp_path / "home"))
+    digest = model_digest(inputs["model"][1])
+
+    outputs = run_component(
+        evaluate_model,
+        tmp_path / "run",
+        inputs,
+        model_name="cards",
+        expected_digest=digest,
+        gates={"absolute": [{"metric": "pr_auc", "min": 0.1}], "min_positives": 20},
+        slices=["country"],
+        cluster_by="customer_id",
+        draws=200,
+    )
+
+    content = json.loads(Path(outputs["evaluation"].path).read_text())
+    assert outputs["decision"] == content["decision"] == "pass"
+    assert outputs["digest"] == content["model_digest"] == digest
+    assert content["champion"] is None
+    assert outputs["metrics"].metadata["pr_auc"] == content["metrics"]["pr_auc"]["value"]
+    assert outputs["classification"].metadata["confusionMatrix"]["rows"]
+    assert "Model evaluation" in Path(outputs["report"].path).read_text()
+
+
+def test_a_pipeline_step_refuses_a_model_that_is_not_the_one_training_reported(tmp_path, monkeypatch, inputs, capfd):
+    monkeypatch.setenv("MODELYARD_HOME", str(tmp_path / "home"))
+
+    with pytest.raises(RuntimeError):
+        run_component(evaluate_model, tmp_path / "run", inputs, model_name="cards", expected_digest="blake3:" + "0" * 64)
+
+    assert "it was altered" in capfd.readouterr().out
