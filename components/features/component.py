@@ -21,9 +21,9 @@ def simulate_transactions(
 ) -> NamedTuple("Outputs", [("feature_repo_uri", str), ("entity_rows_uri", str), ("transactions", int), ("frauds", int)]):
     """Simulates card transactions, some of them fraudulent, with their features in a Feast feature repo.
 
-    The population and the kinds of fraud follow Le Borgne et al., Reproducible Machine Learning for Credit Card Fraud Detection
-    (2022). The repo's feature service is called fraud_detection; the label is is_fraud; the columns amount, night and weekend of the
-    entity rows come with each transaction and belong into the entity_features of fetch_features.
+    The population and the kinds of fraud follow Le Borgne et al., Reproducible Machine Learning for Credit Card Fraud
+    Detection (2022). The repo's feature service is called fraud_detection; the label is is_fraud; the columns amount, night
+    and weekend of the entity rows come with each transaction and belong into the entity_features of fetch_features.
 
     Args:
         customers: Number of card holders.
@@ -70,13 +70,14 @@ def fetch_features(
 ) -> NamedTuple("Outputs", [("rows", int), ("digest", str)]):
     """Fetches training data from a Feast feature repo: each labelled row with its features as of its own moment.
 
-    Repos on files (Feast's file, dask and duckdb stores) are joined as of each moment by this package; for every other store
-    (Spark, BigQuery, Snowflake, and so on) Feast's own is called. Either way each row comes back exactly once, or the step fails. Feast's
-    ray store is refused, since it ignores the ttl.
+    Repos on files (Feast's file, dask and duckdb stores) are joined as of each moment by this package; for every other
+    store (Spark, BigQuery, Snowflake, and so on) Feast's own is called. Either way each row comes back exactly once, or the
+    step fails. Feast's ray store is refused, since it ignores the ttl.
 
     Args:
         feature_repo_uri: Folder of an applied Feast feature repo: a path, or a URI of scheme file, s3, gs or minio.
-        entity_rows_uri: Parquet or CSV file, or folder of Parquet files, with join keys, moments and labels: a path or such a URI.
+        entity_rows_uri: Parquet or CSV file, or folder of Parquet files, with join keys, moments and labels: a path or such
+            a URI.
         feature_service: Name of the feature service in the repo.
         label: Column of the entity rows to predict, 0 or 1.
         timestamp_column: Column of the entity rows with the moment of each; UTC if it has no time zone.
@@ -84,8 +85,8 @@ def fetch_features(
         end: First moment to leave out, an ISO date or time; empty for no limit.
         entity_features: Further columns of the entity rows to use as features: what comes with a request at prediction time.
         full_feature_names: Whether features are named view__feature, for services whose views share names.
-        filter_by_created_timestamp: Whether feature rows that were created after the moment are left out, so that later corrections
-            do not leak into the past.
+        filter_by_created_timestamp: Whether feature rows that were created after the moment are left out, so that later
+            corrections do not leak into the past.
 
     Returns:
         training_data: The dataset, in the order of the entity rows, with the roles of its columns and its lineage.
@@ -137,12 +138,13 @@ def split_dataset(
     Args:
         dataset: The dataset, as fetch_features writes it.
         test_days: Length of the test data in days, counted back from the newest row; 0 to go by test_fraction.
-        validation_days: Length of the validation data in days, before the gap before the test data; 0 to go by validation_fraction.
+        validation_days: Length of the validation data in days, before the gap before the test data; 0 to go by
+            validation_fraction.
         gap_days: Days left out before the validation data and before the test data, because labels arrive late.
         test_fraction: Share of the rows that become test data, where test_days is 0.
         validation_fraction: Share of the rows that become validation data, where validation_days is 0.
-        group_by: Column whose values each go into one part only, such as customer_id; empty for none. A group that time spreads over
-            several parts is assigned to one of them, and its rows in the others are left out.
+        group_by: Column whose values each go into one part only, such as customer_id; empty for none. A group that time
+            spreads over several parts is assigned to one of them, and its rows in the others are left out.
 
     Returns:
         train: The training data.

@@ -79,8 +79,7 @@ def _retrieve(store: FeatureStore, request: Request, service: Any, rows: pl.Data
         raise InvalidInput(
             "filter_by_created_timestamp", True, f"{error}; turn it off to accept rows that were created after the moment"
         ) from error
-    result = pl.from_arrow(job.to_arrow())
-    assert isinstance(result, pl.DataFrame)
+    result = pl.DataFrame(job.to_arrow())
     found = result.get_column(_ROW).cast(pl.Int64)
     if found.len() != rows.height or found.n_unique() != rows.height:
         raise ModelyardError(

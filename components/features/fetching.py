@@ -1,7 +1,7 @@
 """Training data from a Feast feature repo: labelled rows, each with its features as of its own moment.
 
-The entity rows say what is wanted: keys, a moment and the label. Nothing that was not known at that moment is added, no row is lost
-or repeated, and the dataset says where it came from.
+The entity rows say what is wanted: keys, a moment and the label. Nothing that was not known at that moment is added, no row
+is lost or repeated, and the dataset says where it came from.
 """
 
 import os
@@ -164,9 +164,11 @@ def _entity_rows(path: Path, request: Request) -> pl.DataFrame:
     moment = pl.col(request.timestamp_column)
     available = rows.height
     oldest, newest = rows.select(moment.min().alias("oldest"), moment.max().alias("newest")).row(0)
-    for given, field, keep in ((request.start, "start", moment.__ge__), (request.end, "end", moment.__lt__)):
-        if given:
-            rows = rows.filter(keep(pl.lit(_parse_moment(given, field), pl.Datetime("us", "UTC"))))
+    start, end = parse_moment("start", request.start), parse_moment("end", request.end)
+    if start is not None:
+        rows = rows.filter(moment >= start)
+    if end is not None:
+        rows = rows.filter(moment < end)
     if rows.is_empty():
         raise InvalidInput(
             "entity rows",
@@ -243,7 +245,14 @@ def _moments(column: pl.Series) -> pl.Series:
     return zoned.cast(pl.Datetime("us", "UTC"))
 
 
-def _parse_moment(given: str, field: str) -> datetime:
+def parse_moment(field: str, given: str) -> datetime | None:
+    """A moment written as an ISO date or time, UTC if it has no time zone; None for an empty text.
+
+    Raises:
+        InvalidInput: it is not such a text; the message names ``field``.
+    """
+    if not given:
+        return None
     try:
         moment = datetime.fromisoformat(given)
     except ValueError as error:

@@ -5,12 +5,13 @@ Name it in a repo's ``feature_store.yaml``; everything but historical retrieval 
     offline_store:
       type: modelyard.components.features.offline_store.AsOfDuckDBOfflineStore
 
-``fetch_features`` uses the same join for every repo on files, so this is for those who call Feast themselves. Unlike Feast's own
-store it leaves out rows created after the moment unless told otherwise (``filter_by_created_timestamp: false`` beside ``type``),
-keeps the entity rows' order, and finds relative paths from the feature repo rather than from the working directory.
+``fetch_features`` uses the same join for every repo on files, so this is for those who call Feast themselves. Unlike Feast's
+own store it leaves out rows created after the moment unless told otherwise (``filter_by_created_timestamp: false`` beside
+``type``), keeps the entity rows' order, and finds relative paths from the feature repo rather than from the working directory.
 """
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -118,13 +119,9 @@ def _source(view: FeatureView, feature_refs: list[str], repo_path: str, full_fea
 def _rows(source: DataSource, repo_path: str) -> pl.LazyFrame:
     rows: pl.LazyFrame
     if isinstance(source, FileSource) and (source.file_format is None or isinstance(source.file_format, ParquetFormat)):
-        from pathlib import Path
-
         rows = scan_parquet(source.path, Path(repo_path), source.s3_endpoint_override or "")
     else:
-        frame = pl.from_arrow(duckdb._read_data_source(source, repo_path).to_pyarrow())
-        assert isinstance(frame, pl.DataFrame)
-        rows = frame.lazy()
+        rows = pl.DataFrame(duckdb._read_data_source(source, repo_path).to_pyarrow()).lazy()
     return rows.rename(dict(source.field_mapping), strict=False) if source.field_mapping else rows
 
 

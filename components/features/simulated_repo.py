@@ -82,8 +82,8 @@ def write_simulated_repo(feature_repo: str | os.PathLike[str], entity_rows: str 
 
     Args:
         feature_repo: folder to write; one that an earlier attempt left is replaced.
-        entity_rows: Parquet file to write: ``transaction_id``, ``event_timestamp``, ``customer_id``, ``terminal_id``, ``amount``,
-            ``night``, ``weekend`` (0 or 1) and the label ``is_fraud``, by time.
+        entity_rows: Parquet file to write: ``transaction_id``, ``event_timestamp``, ``customer_id``, ``terminal_id``,
+            ``amount``, ``night``, ``weekend`` (0 or 1) and the label ``is_fraud``, by time.
         scale: how much to simulate.
     """
     transactions = simulate(scale)

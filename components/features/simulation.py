@@ -9,7 +9,7 @@ the drawing is vectorised, and 1.75 million transactions take about a second.
 | 1 | any amount above 220 |
 | 2 | every transaction at a compromised terminal: two more terminals a day, for 28 days each |
 | 3 | a third of a compromised customer's transactions, at five times the amount: three more customers a day, for 14 days each |
-| 4 | only with drift ``new_fraud``: half of a compromised customer's transactions, as test payments below 2: ten more customers a day, for 7 days each |
+| 4 | only with drift: half of a compromised customer's transactions, below 2: ten more customers a day, for 7 days each |
 
 Where several apply, the later one names the transaction.
 """

@@ -1,7 +1,7 @@
 """Splits a dataset by time into training, validation and test data, as a model in use meets them: the past first.
 
-Labels arrive late (a fraud is known when the card holder complains), so on the day a model is trained the newest labels are not there
-yet. The gap before the validation data and before the test data leaves out what would not have been labelled by then.
+Labels arrive late (a fraud is known when the card holder complains), so on the day a model is trained the newest labels are
+not there yet. The gap before the validation data and before the test data leaves out what would not have been labelled by then.
 """
 
 import os
@@ -131,7 +131,7 @@ def _keep_groups_together(assigned: pl.DataFrame, group_by: str) -> pl.DataFrame
         .filter(pl.col(_PART).list.len() > 1)
     )
     homes = [
-        parts[zlib.crc32(str(group).encode()) % len(parts)]
+        parts[zlib.crc32(repr(group).encode()) % len(parts)]
         for group, parts in zip(spread.get_column(group_by).to_list(), spread.get_column(_PART).to_list(), strict=True)
     ]
     home = spread.select(group_by, pl.Series("__home", homes, pl.Int8))
