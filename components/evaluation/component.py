@@ -101,3 +101,63 @@ def evaluate_model(
     evaluation.metadata["model_digest"] = result.digest
     log_evaluation(run_id, result.content(), page)
     return (result.decision, "; ".join(result.reasons), result.digest)
+
+
+@component("ops")
+def write_model_card(
+    model: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    card: dsl.Output[dsl.Markdown],
+    card_html: dsl.Output[dsl.HTML],
+    bom: dsl.Output[dsl.Artifact],
+    model_name: str,
+    purpose: str = "",
+    owner: str = "",
+    risk_class: str = "",
+    limits: str = "",
+    oversight: str = "",
+    logging: str = "",
+    energy_kwh: float = 0.0,
+    run_id: str = "",
+) -> None:
+    """Describes a model for the people who will rely on it, and lists what it is made of.
+
+    The card puts together what the run knows (decision and gates, figures by slice with intervals, data, parameters, lineage)
+    and what only people can state; what nobody stated is shown as not stated. The bill of materials is CycloneDX 1.6.
+
+    Args:
+        model: The model directory that training wrote.
+        evaluation: What evaluate_model wrote about this very model.
+        model_name: Name the model is registered under.
+        purpose: What the model is for.
+        owner: Who answers for it.
+        risk_class: Its class under the rules that apply.
+        limits: Where it must not be used.
+        oversight: Who can overrule it, and how.
+        logging: What of its use is recorded, and for how long.
+        energy_kwh: Energy that training took, in kWh. 0: not measured.
+        run_id: MLflow run to name, and to add card and bill of materials to. Empty: none.
+
+    Returns:
+        card: The card as Markdown, with a Hugging Face metadata block.
+        card_html: The card as one self-contained HTML page.
+        bom: The bill of materials, CycloneDX 1.6 JSON with a model card.
+    """
+    from modelyard.components.evaluation.bill_of_materials import bill_of_materials
+    from modelyard.components.evaluation.model_card import Statements, read_subject, render_html, render_markdown
+    from modelyard.components.evaluation.run_log import log_card
+    from modelyard.components.storage.files import write_text
+
+    subject = read_subject(model.path, evaluation.path, model_name=model_name, run_id=run_id)
+    statements = Statements(purpose, owner, risk_class, limits, oversight, logging, energy_kwh)
+    markdown, page, materials = (
+        render_markdown(subject, statements),
+        render_html(subject, statements),
+        bill_of_materials(subject, statements),
+    )
+    write_text(card.path, markdown)
+    write_text(card_html.path, page)
+    write_text(bom.path, materials)
+    for artifact in (card, card_html, bom):
+        artifact.metadata["model_digest"] = subject.digest
+    log_card(run_id, {"model_card.md": markdown, "model_card.html": page, "bom.cdx.json": materials})

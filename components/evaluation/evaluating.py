@@ -353,8 +353,9 @@ def _time(moment: Any) -> str:
 def _notes(specs: Sequence[ModelSpec], data: dict[str, Any], rows: Rows, incomparable: str) -> list[str]:
     notes = []
     for who, spec in zip(("The model", "The champion"), specs):
-        end = spec.data.get("end")
-        if end and data["start"] and str(end)[:19] >= data["start"][:19]:
+        ends = [facts.get("end") for facts in (spec.data, spec.data.get("validation", {}))]
+        end = max((str(each) for each in ends if each), default="")
+        if end and data["start"] and end[:19] >= data["start"][:19]:
             notes.append(
                 f"{who} was trained on rows up to {end}, within the test set, which starts {data['start']}: "
                 f"its figures are flattered."

@@ -32,3 +32,15 @@ def log_evaluation(run_id: str, content: dict[str, Any], report: str) -> None:
         )
         tracking.log_text(run_id, report, "evaluation/report.html")
         tracking.log_dict(run_id, content, "evaluation/evaluation.json")
+
+
+def log_card(run_id: str, files: dict[str, str]) -> None:
+    """Adds the card's files to a run, under ``card/``; nothing without a run."""
+    if not run_id:
+        return
+    from modelyard.components.tracking.connection import client, reachable
+
+    tracking = client()
+    with reachable():
+        for name, text in files.items():
+            tracking.log_text(run_id, text, f"card/{name}")

@@ -145,6 +145,8 @@ def share_histogram(groups: Sequence[tuple[str, str, np.ndarray]], *, x_label: s
                 axes.stairs(shares, edges, color=COLOURS[colour], fill=True, alpha=0.18, linewidth=0)
                 axes.stairs(shares, edges, color=COLOURS[colour], linewidth=1.4, label=label)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+        axes.yaxis.set_minor_formatter(lambda share, _: "")
         _limits(axes, (0, 1), None)
         axes.set(xlabel=x_label, ylabel="Share of the group")
         _legend(axes, len(groups))
@@ -245,7 +247,6 @@ def _style(name: str) -> Any:
         "lines.linewidth": 1.8,
         "text.color": COLOURS["ink"],
         "text.parse_math": False,
-        "axes.formatter.use_mathtext": False,
         "font.size": 9,
         "font.family": "sans-serif",
     }
