@@ -4,7 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-ALIAS = "champion"
+from modelyard.components.artifacts.names import check_model_name
+from modelyard.components.registry import versions
+from modelyard.components.tracking.connection import client, reachable
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Champion:
     Attributes:
         version: its version in the registry.
         digest: its model digest.
-        directory: the signed model directory.
+        directory: the signed model directory; load it with ``load_verified_model``.
     """
 
     version: str
@@ -36,4 +38,11 @@ def fetch_champion(model_name: str, folder: str | os.PathLike[str]) -> Champion 
         NotAvailable: the registry or the store of models cannot be reached.
         VerificationFailed: the champion is not what the registry says it is.
     """
-    raise NotImplementedError
+    check_model_name(model_name)
+    registry = client()
+    with reachable():
+        number = versions.aliases(registry, model_name).get(versions.CHAMPION)
+        if number is None:
+            return None
+        version = versions.get_version(registry, model_name, number)
+    return Champion(number, version.tags["digest"], versions.bring(version, folder))

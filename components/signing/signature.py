@@ -151,15 +151,17 @@ def _pkcs11_signer() -> Signer:
         raise NotAvailable(f"signing by PKCS #11 needs more: {error}") from error
     except ValueError as error:
         raise InvalidInput("MODELYARD_PKCS11_URI", "(not shown)", f"it does not lead to an EC key ({error})") from error
-    return Signer("pkcs11", keys.fingerprint(configuration._signer.public_key()), configuration)
+    # model-signing has no public way to ask for the key that it found.
+    found: Any = configuration._signer
+    return Signer("pkcs11", keys.fingerprint(found.public_key()), configuration)
 
 
 def _sigstore_signer() -> Signer:
     from model_signing import signing
     from sigstore import oidc
 
-    token_file = os.environ.get("MODELYARD_IDENTITY_TOKEN_FILE")
-    if token_file:
+    token: str | None
+    if os.environ.get("MODELYARD_IDENTITY_TOKEN_FILE"):
         token = (
             _path_from("MODELYARD_IDENTITY_TOKEN_FILE", "an OpenID Connect token, such as a projected one").read_text().strip()
         )

@@ -22,7 +22,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelyard.components import settings
 from modelyard.components.artifacts.digest import file_digest, payload_digest
@@ -136,7 +136,7 @@ def _read_signature(bundle: str, material: str) -> "Signature":
     with tempfile.NamedTemporaryFile("w", suffix=".sig", encoding="ascii") as copy:
         copy.write(bundle)
         copy.flush()
-        signature: Signature = reader.Signature.read(Path(copy.name))
+        signature: Any = reader.Signature.read(Path(copy.name))
     if json.loads(signature.bundle.to_json()) != content or json.dumps(content, separators=(",", ":")) != bundle:
         raise VerificationFailed("the file of the signature was altered")
     return signature

@@ -134,5 +134,5 @@ def _locate(uri: str) -> tuple[Store, str, str]:
     key = uri.split("://", 1)[1].partition("/")[2].strip("/")
     if not parts.netloc or any(step in ("", ".", "..") for step in key.split("/")):
         raise InvalidInput("uri", uri, "name a bucket and a path below it, without empty, '.' or '..' steps")
-    store: Store = importlib.import_module(_STORES[parts.scheme])  # type: ignore[assignment]
+    store: Store = importlib.import_module(_STORES[parts.scheme])
     return store, parts.netloc, key

@@ -1,0 +1,97 @@
+"""Versions in the registry: how they are found, what their tags say, and how a stored one is brought here and verified.
+
+| tag | says |
+|---|---|
+| ``digest`` | the model digest, which keys the version |
+| ``decision``, ``gates``, ``metric.NAME`` | how it was evaluated: the decision, each gate's, the metrics |
+| ``judged_against`` | version of the champion it was compared with, or ``none`` |
+| ``run_id``, ``data_digest``, ``code_revision``, ``signer`` | where it comes from |
+| ``previous`` | ``true`` on the version that was champion before the champion |
+| ``rejected_reason`` | why a rollout sent it back |
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelyard.components.errors import InvalidInput, VerificationFailed
+from modelyard.components.signing.verification import verify_model
+from modelyard.components.storage import uris
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+PREVIOUS = "previous"
+NO_CHAMPION = "none"
+
+
+def aliases(client: "MlflowClient", model_name: str) -> dict[str, str]:
+    """Versions by alias; empty if there is no such model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {alias: str(version) for alias, version in client.get_registered_model(model_name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+
+
+def all_versions(client: "MlflowClient", model_name: str, digest: str = "") -> list[Any]:
+    """All versions of a model, or those with a digest, oldest first."""
+    wanted = f"name = '{model_name}'" + (f" and tags.digest = '{digest}'" if digest else "")
+    found: list[Any] = []
+    page = None
+    while page != "":
+        results = client.search_model_versions(wanted, max_results=1000, page_token=page or None)
+        found += results
+        page = results.token or ""
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def get_version(client: "MlflowClient", model_name: str, version: str) -> Any:
+    """A version that ``register_model`` registered.
+
+    Raises:
+        InvalidInput: there is none of this number.
+        VerificationFailed: it has no digest, so something else registered it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not version.isdecimal():
+        raise InvalidInput("version", version, "give the number of a registered version")
+    try:
+        found = client.get_model_version(model_name, version)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise InvalidInput("version", version, f"the model {model_name!r} has no such version") from error
+        raise
+    if "digest" not in found.tags:
+        raise VerificationFailed(f"version {version} of {model_name!r} has no digest: it was not registered by register_model")
+    return found
+
+
+def bring(version: Any, folder: str | os.PathLike[str]) -> Path:
+    """The signed directory of a version, on this machine and verified (signature, name and digest).
+
+    Args:
+        version: what ``get_version`` returned.
+        folder: where it goes if it has to be downloaded.
+
+    Raises:
+        VerificationFailed: it is not what the registry says it is.
+        NotAvailable: its store cannot be reached.
+    """
+    digest = version.tags["digest"]
+    destination = Path(folder, version.source.rstrip("/").rpartition("/")[2])
+    try:
+        # Half a download has another name, so what is there already is whole; it is verified like any other.
+        directory = destination if destination.is_dir() else uris.download(version.source, destination)
+    except InvalidInput as error:
+        raise VerificationFailed(
+            f"version {version.version} of {version.name!r} is gone from the store of models: {error}"
+        ) from error
+    verify_model(directory, model_name=version.name, digest=digest)
+    return directory
