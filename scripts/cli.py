@@ -19,7 +19,7 @@ exit codes:
   0  it did what it was asked to
   1  a run failed, or a check found something wrong
   2  the command line or an input cannot be used as given
-  3  the run ended well, but its gates refused the model (decision fail or inconclusive)
+  3  the local run ended well, but its gates refused the model (decision fail or inconclusive)
   4  something it needs is not there: a server, a library, a place to write
   5  the cluster's run was cancelled
   6  the wait for the cluster's run ran out of time
@@ -71,7 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
         "run",
         "run a pipeline on this machine",
         "Runs a compiled pipeline on this machine, one line for each step. Parameters: modelyard describe NAME.\n"
-        "Full logs, run.json and the artifacts are in HOME/runs/.",
+        "Full logs, run.json and the artifacts are in HOME/runs/. Retries, caching and limits are for clusters:\n"
+        "here a failing step ends the run at once.",
         "examples:\n  modelyard run quickstart --home /tmp/yard\n"
         '  modelyard run release -p model_name=fraud -p test_days=7 -p \'gates={"absolute": {"pr_auc": 0.3}}\'\n'
         "  modelyard run ./my_pipeline.yaml --params values.json",
@@ -165,8 +166,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="write nothing; exit 1 if a page is missing or stale, or a parameter undocumented"
     )
 
-    benchmark = commands.add_parser("benchmark", help="measure against the alternatives, side by side", add_help=False)
-    benchmark.add_argument("arguments", nargs=argparse.REMAINDER)
+    # Both parse their own arguments; see main.
+    commands.add_parser("demo", help="release a fraud model on simulated data, then a second one", add_help=False)
+    commands.add_parser("benchmark", help="measure against the alternatives, side by side", add_help=False)
     return parser
 
 
@@ -178,20 +180,23 @@ _MODULES = {
     "schedule": "cluster",
     "verify": "verify",
     "docs": "documentation",
-    "benchmark": "benchmark",
 }
+_OWN_ARGUMENTS = ("demo", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code (``modelyard --help`` lists them)."""
-    given = build_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = False
     try:
+        if words and words[0] in _OWN_ARGUMENTS:
+            return importlib.import_module(f"modelyard.scripts.{words[0]}").main(words[1:])
+        given = build_parser().parse_args(words)
+        debug = given.debug
         module = importlib.import_module(f"modelyard.scripts.{_MODULES[given.command]}")
-        if given.command == "benchmark":
-            return module.main(given.arguments)
         return getattr(module, f"{given.command}_command")(given)
     except ModelyardError as error:
-        if given.debug:
+        if debug:
             traceback.print_exc()
         print(f"modelyard: {error}", file=sys.stderr)
         if isinstance(error, InvalidInput):

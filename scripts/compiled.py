@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,21 +138,17 @@ def condition_names(condition: str) -> list[str]:
     return re.findall(r"parameter_values\['([^']+)'\]", condition)
 
 
-def task_names(document: dict[str, Any]) -> list[str]:
-    """Names of all tasks that run a component, in every branch and nested pipeline, importers left out."""
-    executors, components = document["deploymentSpec"]["executors"], document["components"]
+def function_name(arguments: Sequence[str]) -> str:
+    """The component's name, which KFP passes to its executor; empty where a container component runs something else."""
+    words = list(arguments)
+    return words[words.index("--function_to_execute") + 1] if "--function_to_execute" in words else ""
 
-    def walk(dag: dict[str, Any]) -> list[str]:
-        names = []
-        for name, task in dag["tasks"].items():
-            component = components[task["componentRef"]["name"]]
-            if "dag" in component:
-                names += walk(component["dag"])
-            elif "container" in executors[component["executorLabel"]]:
-                names.append(name)
-        return names
 
-    return walk(document["root"]["dag"])
+def component_names(document: dict[str, Any]) -> list[str]:
+    """Names of all components that a pipeline can run, in every branch and nested pipeline, each once."""
+    containers = [spec["container"] for spec in document["deploymentSpec"]["executors"].values() if "container" in spec]
+    names = [function_name(container.get("args", ())) for container in containers]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def read_parameter_file(path: str | os.PathLike[str]) -> dict[str, Any]:

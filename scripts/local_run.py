@@ -13,6 +13,7 @@ comes back with the step that failed and its last lines, and an interrupted run 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -40,10 +41,10 @@ class Step:
     """What is known of one step.
 
     Attributes:
-        name: the task's name, as a Python identifier (``train_xgboost``).
+        name: its component's name (``train_xgboost``), with a number from the second step of that component on.
         state: ``running``, ``succeeded``, ``failed`` or ``cancelled``.
-        seconds: wall time so far, over all attempts.
-        attempts: how many times it was started.
+        component: its component's name.
+        seconds: wall time.
         outputs: output parameters by name.
         artifacts: paths of output artifacts by name.
         log: the step's log file.
@@ -51,8 +52,8 @@ class Step:
 
     name: str
     state: str
+    component: str = ""
     seconds: float = 0.0
-    attempts: int = 0
     outputs: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     log: str = ""
@@ -68,7 +69,7 @@ class RunResult:
         folder: the run's folder.
         seconds: wall time.
         steps: in the order in which they started.
-        skipped: names of the steps in branches that were not taken.
+        skipped: names of the components that only branches use which were not taken.
         outputs: the pipeline's own outputs by name; artifacts as paths.
         decision: ``pass``, ``fail`` or ``inconclusive`` where a step gave one, else empty.
         reasons: the reasons that came with it.
@@ -174,17 +175,18 @@ class _Execution:
         self._current = threading.local()
         self._processes: set[StepProcess] = set()
         self._signal = 0
-        self._refusal = ""
+        self._failed, self._refusal = "", ""
+        self._stdout = sys.stdout
         self._timer: threading.Timer | None = None
 
     def run(self, values: dict[str, Any]) -> RunResult:
         began = time.monotonic()
         state, error, outputs = "failed", "", {}
-        log = (self._record.logs / "pipeline.log").open("a", encoding="utf-8", buffering=1)
         try:
-            with log, contextlib.redirect_stdout(log), self._signals(), self._runner():
+            with (self._record.logs / "pipeline.log").open("a", encoding="utf-8", buffering=1) as log:
                 try:
-                    outputs = self._run_kfp(values)
+                    with contextlib.redirect_stdout(log), self._signals(), self._runner():
+                        outputs = self._run_kfp(values)
                     state = "succeeded"
                 except _Cancelled:
                     state = "cancelled"
@@ -211,11 +213,10 @@ class _Execution:
         return {name: _plain(value) for name, value in task.outputs.items()}
 
     def _result(self, state: str, error: str, outputs: dict[str, Any], seconds: float) -> RunResult:
-        failed = next((step for step in self._steps.values() if step.state == "failed"), None)
         tail = ""
-        if state == "failed" and failed is not None and not self._refusal:
-            tail = last_lines(Path(failed.log))
-            error = f"{failed.name} failed: {(tail.splitlines() or ['its log is empty'])[-1].strip()}"
+        if state == "failed" and self._failed and not self._refusal:
+            tail = last_lines(Path(self._steps[self._failed].log))
+            error = f"{self._failed} failed: {(tail.splitlines() or ['its log is empty'])[-1].strip()}"
         if state == "cancelled":
             error = f"cancelled by {signal.Signals(self._signal).name}"
         judged = [step for step in self._steps.values() if step.outputs.get("decision")]
@@ -246,44 +247,48 @@ class _Execution:
         return result
 
     def _skipped(self) -> tuple[str, ...]:
-        document = compiled.load(self._package.text)
-        names = compiled.task_names(document)
-        return tuple(_identifier(name) for name in names if _identifier(name) not in self._steps)
+        ran = {step.component for step in self._steps.values()}
+        return tuple(name for name in compiled.component_names(compiled.load(self._package.text)) if name not in ran)
 
     # Steps, as KFP's orchestrator calls for them.
 
-    def execute_task(self, original: Callable[..., Any], task_name: str, **arguments: Any) -> Any:
+    def execute_task(self, original: Callable[..., Any], **arguments: Any) -> Any:
         """Stands in for KFP's ``execute_single_task``: writes down when a task starts and how it ends."""
         if self._signal:
             raise _Cancelled
+        task = arguments["task_spec"]
+        executor = arguments["executors"][arguments["components"][task.component_ref.name].executor_label]
+        if executor.WhichOneof("spec") == "importer":
+            # It has no process and takes no time: nobody waits for it.
+            return original(**arguments)
+        # Retries are for lost nodes. Here a step that failed would fail again, after minutes of backing off.
+        once = type(task)()
+        once.CopyFrom(task)
+        once.ClearField("retry_policy")
         began = time.monotonic()
-        name = self._start(_identifier(task_name))
+        name = self._start(compiled.function_name(list(executor.container.args)) or arguments["task_name"])
         self._current.name = name
         state, outputs = "failed", {}
         try:
-            outputs, status = original(task_name=task_name, **arguments)
+            outputs, status = original(**{**arguments, "task_spec": once})
             state = "succeeded" if status.name == "SUCCESS" else "failed"
             return outputs, status
         except _Cancelled:
             state = "cancelled"
             raise
         finally:
-            plain = {key: _plain(value) for key, value in outputs.items()}
             artifacts = {key for key, value in outputs.items() if _is_artifact(value)}
             self._end(
                 name,
                 state=state,
                 seconds=round(time.monotonic() - began, 3),
-                outputs={key: value for key, value in plain.items() if key not in artifacts},
-                artifacts={key: value for key, value in plain.items() if key in artifacts},
+                outputs={key: _plain(value) for key, value in outputs.items() if key not in artifacts},
+                artifacts={key: _plain(value) for key, value in outputs.items() if key in artifacts},
             )
 
     def run_process(self, command: list[str], environment: dict[str, str]) -> int:
-        """Runs one attempt of the current thread's task."""
-        name = self._current.name
-        with self._guard:
-            step = self._steps[name]
-            self._steps[name] = step = replace(step, attempts=step.attempts + 1)
+        """Runs the process of the current thread's task and returns its exit status."""
+        step = self._steps[self._current.name]
         process = StepProcess(
             command,
             {**self._environment, **environment},
@@ -292,8 +297,6 @@ class _Execution:
             lifeline=self._lifeline,
             lock=self._record.lock,
         )
-        with Path(step.log).open("a", encoding="utf-8") as log:
-            log.write(f"{_ATTEMPT} {step.attempts}\n")
         self._processes.add(process)
         try:
             if self._signal:
@@ -303,9 +306,11 @@ class _Execution:
             self._processes.discard(process)
         if self._signal:
             raise _Cancelled
+        if status != 0:
+            self._failed = step.name
         if status < 0:
             with Path(step.log).open("a", encoding="utf-8") as log:
-                log.write(f"\nended by signal {-status} ({_signal_name(-status)})\n")
+                log.write(f"\nended by {_signal_name(-status)}\n")
         return status
 
     def check_condition(self, original: Callable[..., bool], resolve: Callable[..., Any], condition: str, store: Any) -> bool:
@@ -326,7 +331,7 @@ class _Execution:
             while name in self._steps:
                 count += 1
                 name = f"{wanted}_{count}"
-            step = Step(name, "running", log=str(self._record.logs / f"{name}.log"))
+            step = Step(name, "running", component=wanted, log=str(self._record.logs / f"{name}.log"))
             self._steps[name] = step
             self._save()
             self._tell(step)
@@ -343,9 +348,10 @@ class _Execution:
         self._record.save()
 
     def _tell(self, step: Step) -> None:
-        # An importer has no process and takes no time: nobody waits for it.
-        if self._on_step and (step.attempts or step.state == "running"):
-            self._on_step(step)
+        if self._on_step:
+            # KFP's messages go to a file; what the caller prints does not.
+            with contextlib.redirect_stdout(self._stdout):
+                self._on_step(step)
 
     # What the process lends to the run.
 
@@ -435,13 +441,9 @@ class _Execution:
             process.kill()
 
 
-_ATTEMPT = "=== attempt"
-
-
 def last_lines(log: Path) -> str:
     """The traceback at the end of a step's log (with the exceptions that caused it), else its last lines."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    text = text[text.rfind(_ATTEMPT) :].partition("\n")[2] if _ATTEMPT in text else text
     start = text.rfind("Traceback (most recent call last):")
     while start > 0:
         before = text[:start].rstrip()
@@ -450,10 +452,6 @@ def last_lines(log: Path) -> str:
         start = text.rfind("Traceback (most recent call last):", 0, start)
     lines = text[max(start, 0) :].rstrip().splitlines()
     return "\n".join(lines[-_TAIL_LINES:])
-
-
-def _identifier(task_name: str) -> str:
-    return task_name.replace("-", "_")
 
 
 def _is_artifact(value: Any) -> bool:
@@ -472,10 +470,9 @@ def _plain(value: Any) -> Any:
 
 
 def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"
+    if number == signal.SIGKILL:
+        return "SIGKILL, which is also what a system sends that runs out of memory"
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def _missing(name: str) -> Step:

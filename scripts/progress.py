@@ -44,9 +44,7 @@ class Progress:
             else:
                 self._running.pop(step.name, None)
                 colour = {"succeeded": _GREEN, "failed": _RED}.get(step.state, _YELLOW)
-                notes = [] if step.state == "succeeded" else [step.state]
-                notes += [f"{step.attempts} attempts"] if step.attempts > 1 else []
-                note = f"  {', '.join(notes)}" if notes else ""
+                note = "" if step.state == "succeeded" else f"  {step.state}"
                 self._clear()
                 self._write(f"{step.seconds:8.1f} s  {self._paint(step.name + note, colour)}\n")
             self._show_running()

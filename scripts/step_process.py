@@ -5,7 +5,6 @@ only the run's process holds: when that process dies, however it dies, the pipe 
 rerun therefore never races with a step of the run before.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -60,7 +59,6 @@ class StepProcess:
         work, temporary = own / "work", own / "tmp"
         work.mkdir()
         temporary.mkdir()
-        clear_outputs(self._command)
         try:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
@@ -110,10 +108,3 @@ def local_command(command: Sequence[str]) -> list[str]:
             scripts = [*command[:index], part.replace(_EXECUTOR, f"exec {_EXECUTOR}")]
             return [script.replace("python3", sys.executable) for script in scripts] + command[index + 1 :]
     return command
-
-
-def clear_outputs(command: Sequence[str]) -> None:
-    """Removes what an earlier attempt of this step wrote; on a cluster every attempt starts in a fresh container."""
-    with suppress(ValueError):
-        executor_input = json.loads(command[list(command).index("--executor_input") + 1])
-        shutil.rmtree(Path(executor_input["outputs"]["outputFile"]).parent, ignore_errors=True)
