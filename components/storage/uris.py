@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from modelyard.components.errors import InvalidInput
 from modelyard.components.storage.files import atomic_directory
+from modelyard.components.storage.objects import regular_files
 
 _STORES = {
     "s3": "modelyard.components.storage.s3",
@@ -122,6 +123,7 @@ def upload_directory(source: str | os.PathLike[str], uri: str, *, last: str = ""
     """
     path = local_path(uri)
     if path is not None:
+        regular_files(Path(source))
         with atomic_directory(path) as partial:
             shutil.copytree(source, partial, symlinks=True, dirs_exist_ok=True)
         return
