@@ -226,11 +226,10 @@ def check_local_values(package: Package, values: Mapping[str, Any], folder: Path
     for placeholder in _CLUSTER_PLACEHOLDERS:
         if placeholder in package.text:
             raise NotAvailable(f"{package.name} uses {placeholder}, which only a cluster fills in; submit it instead")
+    check_one_off_values(values)
     local = dict(values)
     for name, value in values.items():
         for text in _texts(value):
-            if any(placeholder in text for placeholder in SCHEDULE_PLACEHOLDERS):
-                raise InvalidInput(name, value, "only a recurring run on a cluster expands it; give the date itself")
             if "{{$" in text:
                 raise InvalidInput(name, value, "KFP placeholders belong in the pipeline's source; give the value itself")
         if name in package.conditions and isinstance(value, str) and set(value) & UNSAFE_IN_CONDITIONS:
@@ -243,6 +242,17 @@ def check_local_values(package: Package, values: Mapping[str, Any], folder: Path
         if name.endswith("_uri") and isinstance(value, str) and value and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", value):
             local[name] = str(Path(folder, Path(value).expanduser()).resolve())
     return local
+
+
+def check_one_off_values(values: Mapping[str, Any]) -> None:
+    """Checks that no value waits for a date that only a recurring run fills in.
+
+    Raises:
+        InvalidInput: one does.
+    """
+    for name, value in values.items():
+        if any(placeholder in text for text in _texts(value) for placeholder in SCHEDULE_PLACEHOLDERS):
+            raise InvalidInput(name, value, "only a recurring run on a cluster expands it; give the date itself")
 
 
 def _parameter(name: str, spec: Mapping[str, Any]) -> Parameter:

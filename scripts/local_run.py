@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from modelyard.components.artifacts.digest import file_digest
-from modelyard.components.errors import ModelyardError, NotAvailable
+from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
 from modelyard.scripts import compiled
 from modelyard.scripts.run_record import RunRecord, open_run
 from modelyard.scripts.step_process import Lifeline, StepProcess
@@ -205,12 +205,18 @@ class _Execution:
         return result
 
     def _run_kfp(self, values: dict[str, Any]) -> dict[str, Any]:
-        from kfp import components
+        from google.protobuf import json_format
+        from kfp.local import pipeline_orchestrator
+        from kfp.pipeline_spec import pipeline_spec_pb2
 
-        task = components.load_component_from_file(str(self._package.path))(**values)
+        try:
+            specification = json_format.ParseDict(compiled.load(self._package.text), pipeline_spec_pb2.PipelineSpec())
+        except json_format.ParseError as error:
+            raise InvalidInput("pipeline", str(self._package.path), f"compile it with this kfp release ({error})") from error
+        outputs = pipeline_orchestrator.run_local_pipeline(specification, values)
         if self._refusal:
             raise _Refused(self._refusal)
-        return {name: _plain(value) for name, value in task.outputs.items()}
+        return {name: _plain(value) for name, value in outputs.items()}
 
     def _result(self, state: str, error: str, outputs: dict[str, Any], seconds: float) -> RunResult:
         tail = ""
