@@ -326,7 +326,7 @@ def _card_precisions(ranked: CardDays, weights: np.ndarray, cards_per_day: int) 
         length = min(stop - start, 2 * cards_per_day)
         while True:
             cards = ranked.cards[start : start + length]
-            present = np.where(found[cards], 0.0, weights[cards])
+            present = np.where(found[cards], 0.0, weights[cards].astype(np.float64))
             filled = np.cumsum(present, axis=0)
             if length == stop - start or (filled[-1] >= cards_per_day).all():
                 break

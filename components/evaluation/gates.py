@@ -208,7 +208,7 @@ def _number(entry: Mapping[str, Any], key: str, where: str, minimum: float = -ma
 
 def _count(value: Any, where: str) -> int:
     # KFP hands every number of a dictionary over as a float.
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer() or value < 1:
         raise InvalidInput(where, value, "give a whole number of at least 1")
     return int(value)
 
@@ -311,7 +311,7 @@ def _judge_absolute(
     gate: Absolute, metrics: Mapping[str, Estimate], costs_of_scoring: Mapping[str, float], doubt: str
 ) -> GateResult:
     word = "at least" if gate.at_least else "at most"
-    name = f"{gate.metric} {word} {gate.bound:g}" + (" (first model)" if gate.first_model else "")
+    name = f"{gate.metric} {word} {gate.bound:,.10g}" + (" (first model)" if gate.first_model else "")
 
     def result(found: Estimate, decision: str, reason: str) -> GateResult:
         return GateResult(
@@ -322,7 +322,7 @@ def _judge_absolute(
         cost = costs_of_scoring.get(gate.metric)
         if cost is None:
             return result(Estimate(None), INCONCLUSIVE, "it was not measured")
-        return result(Estimate(cost), PASS if cost <= gate.bound else FAIL, f"it is {cost:.6g}")
+        return result(Estimate(cost), PASS if cost <= gate.bound else FAIL, f"it is {cost:,.6g}")
     found = metrics.get(gate.metric, Estimate(None))
     if missing := doubt or _missing(found, gate.on == "interval"):
         return result(found, INCONCLUSIVE, missing)
@@ -369,7 +369,7 @@ def _judge_slices(gate: SliceGate, slices: Sequence[SliceResult], min_positives:
     if not wanted and not missing:
         results.append(_judge_difference(rule, None, f"{gate.metric} by slice", "the test set has no slices", "slice"))
     for part in wanted:
-        name = f"{gate.metric} where {part.column} is {part.value}"
+        name = f"{gate.metric} not worse by more than {gate.margin:g} where {part.column} is {part.value}"
         few = part.support.too_few(min_positives)
         judged = _judge_difference(rule, part.difference.get(gate.metric), name, incomparable or few, "slice")
         reports_only = bool(few) and not incomparable and gate.too_few == "report"

@@ -7,7 +7,7 @@ stated*, at the top: a card with gaps must not look complete.
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,27 @@ from typing import Any
 from modelyard.components.artifacts.digest import model_digest
 from modelyard.components.artifacts.model import ModelSpec, read_spec
 from modelyard.components.errors import InvalidInput, VerificationFailed
-from modelyard.components.evaluation.gates import FAIL, INCONCLUSIVE, PASS
-from modelyard.components.evaluation.metrics import METRICS
+from modelyard.components.evaluation.bootstrap import Estimate
+from modelyard.components.evaluation.gates import FAIL, INCONCLUSIVE, PASS, GateResult
+from modelyard.components.evaluation.metrics import METRICS, Terms
+from modelyard.components.evaluation.presentation import (
+    SLICE_METRICS,
+    TONES,
+    estimate_cell,
+    flat,
+    gates_table,
+    metric_title,
+    moment,
+)
 from modelyard.components.plots.page import Banner, Cell, Facts, Notes, Section, Table, render_page
 from modelyard.components.signing.provenance import code_revision, package_version
 
 NOT_STATED = "not stated"
-_TONES = {PASS: "good", FAIL: "bad", INCONCLUSIVE: "warn"}
 _HEADLINES = {
     PASS: "The model passed its evaluation.",
     FAIL: "The model failed its evaluation and must not be used.",
     INCONCLUSIVE: "The evaluation did not settle whether the model may be used, so it must not be.",
 }
-_SLICE_METRICS = ("pr_auc", "roc_auc", "recall", "precision")
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def sections(subject: Subject, statements: Statements) -> list[Section]:
                 ),
             ],
         ),
-        Section("Decision", [_gates(evaluation)] if evaluation["gates"] else []),
+        Section("Decision", [gates_table([GateResult(**gate) for gate in evaluation["gates"]])] if evaluation["gates"] else []),
         Section("Figures", [_figures(evaluation)], intro=_basis(evaluation)),
     ]
     if evaluation["slices"]:
@@ -139,7 +147,7 @@ def sections(subject: Subject, statements: Statements) -> list[Section]:
 def render_html(subject: Subject, statements: Statements) -> str:
     """The card as one self-contained page."""
     decision = subject.evaluation["decision"]
-    banner = Banner(decision, _TONES[decision], _HEADLINES[decision], subject.evaluation["reasons"])
+    banner = Banner(decision, TONES[decision], _HEADLINES[decision])
     return render_page(
         subject.model_name,
         sections(subject, statements),
@@ -179,7 +187,6 @@ def render_markdown(subject: Subject, statements: Statements) -> str:
         digest=subject.digest,
         decision=subject.evaluation["decision"],
         headline=_HEADLINES[subject.evaluation["decision"]],
-        reasons=[_inline(reason) for reason in subject.evaluation["reasons"]],
         sections=[
             {
                 "title": section.title,
@@ -200,9 +207,6 @@ _TEMPLATE = """---
 `{{ digest }}`
 
 **{{ decision }}** — {{ headline }}
-{% for reason in reasons %}
-- {{ reason }}
-{%- endfor %}
 {% for section in sections %}
 ## {{ section.title }}
 {% for text in section.texts %}
@@ -245,19 +249,11 @@ def _inline(text: str) -> str:
     return re.sub(r"^([-+]|\d+[.)])(?=\s|$)", r"\\\1", escaped)
 
 
-def _gates(evaluation: Mapping[str, Any]) -> Table:
-    rows: list[list[Cell | str]] = []
-    for gate in evaluation["gates"]:
-        decision = gate["decision"] if gate["decides"] else f"{gate['decision']} (reported only)"
-        tone = _TONES[gate["decision"]] if gate["decides"] else "muted"
-        rows.append([Cell(decision, tone=tone, badge=True), gate["reason"]])
-    return Table(("Decision", "Gate"), rows)
-
-
 def _basis(evaluation: Mapping[str, Any]) -> str:
     data, bootstrap = evaluation["data"], evaluation["bootstrap"]
     return (
-        f"On {data['rows']:,} test rows with {data['positives']:,} positives, {data['start'] or '–'} to {data['end'] or '–'}. "
+        f"On {data['rows']:,} test rows with {data['positives']:,} positives, "
+        f"{moment(data['start'])} to {moment(data['end'])}. "
         f"{100 * bootstrap['confidence']:g} % intervals from {bootstrap['draws']:,} resamples "
         f"by {bootstrap['cluster_by'] or 'row'}. "
         f"Decision threshold {evaluation['threshold']:.4g}."
@@ -270,24 +266,18 @@ def _figures(evaluation: Mapping[str, Any]) -> Table:
     columns = ["Metric", "Model", *([f"Champion (version {champion['version']})", "Difference"] if compared else [])]
     rows: list[list[Cell | str]] = []
     for name, found in evaluation["metrics"].items():
-        row: list[Cell | str] = [Cell(_title(name, evaluation)), _estimate(found)]
+        row: list[Cell | str] = [Cell(metric_title(name, Terms(**evaluation["terms"]))), _estimate(found)]
         if compared:
             row += [_estimate(champion["metrics"].get(name)), _estimate(champion["difference"].get(name), signed=True)]
         rows.append(row)
     return Table(columns, rows, frozenset(columns[1:]))
 
 
-def _title(name: str, evaluation: Mapping[str, Any]) -> str:
-    terms = evaluation["terms"]
-    suffix = {"recall_at_precision": f" {terms['precision']:g}", "card_precision": f" at {terms['cards_per_day']}"}
-    return METRICS[name].title + suffix.get(name, "")
-
-
 def _slices(evaluation: Mapping[str, Any]) -> Table:
-    columns = ["Slice", "Rows", "Positives", *(METRICS[name].title for name in _SLICE_METRICS)]
+    columns = ["Slice", "Rows", "Positives", *(METRICS[name].title for name in SLICE_METRICS)]
     rows: list[list[Cell | str]] = []
     for part in evaluation["slices"]:
-        found = [_estimate(part["metrics"].get(name)) for name in _SLICE_METRICS]
+        found = [_estimate(part["metrics"].get(name)) for name in SLICE_METRICS]
         if not part["metrics"]:
             found[0] = Cell("too few", tone="muted")
         rows.append([f"{part['column']}: {part['value']}", f"{part['rows']:,}", f"{part['positives']:,}", *found])
@@ -295,11 +285,7 @@ def _slices(evaluation: Mapping[str, Any]) -> Table:
 
 
 def _estimate(found: Mapping[str, Any] | None, *, signed: bool = False) -> Cell:
-    form = "+.4f" if signed else ".4f"
-    if found is None or found["value"] is None:
-        return Cell("–", tone="muted")
-    bounds = "" if found["low"] is None else f"[{found['low']:{form}}, {found['high']:{form}}]"
-    return Cell(f"{found['value']:{form}}", bounds)
+    return estimate_cell(Estimate(**found) if found else None, signed=signed)
 
 
 def _data(subject: Subject) -> Table:
@@ -310,7 +296,7 @@ def _data(subject: Subject) -> Table:
             name,
             _count(facts.get("rows")),
             _count(facts.get("positives")),
-            f"{facts.get('start') or '–'} to {facts.get('end') or '–'}",
+            f"{moment(facts.get('start'))} to {moment(facts.get('end'))}",
             Cell(facts.get("digest") or "–", tone="muted"),
         ]
         for name, facts in parts
@@ -335,7 +321,7 @@ def _model(spec: ModelSpec) -> Facts:
             ("Predicts", f"probability that {spec.label} is 1"),
             ("Decision threshold", f"{spec.threshold:.6g}"),
             ("Features", ", ".join(features)),
-            *[(name, value) for name, value in _flat(training)],
+            *[(name, value) for name, value in flat(training)],
             ("Library versions", ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or "–"),
         ]
     )
@@ -346,7 +332,9 @@ def _known_limits(subject: Subject) -> list[str]:
     data, evaluation = subject.spec.data, subject.evaluation
     limits = []
     if data.get("start") and data.get("end"):
-        limits.append(f"It has learnt from {data['start']} to {data['end']}; what changed since is unknown to it.")
+        limits.append(
+            f"It has learnt from {moment(data['start'])} to {moment(data['end'])}; what changed since is unknown to it."
+        )
     few = [f"{part['column']} {part['value']}" for part in evaluation["slices"] if not part["metrics"]]
     if few:
         limits.append(f"Too few positives or negatives to judge it on: {', '.join(few)}.")
@@ -366,23 +354,9 @@ def _lineage(subject: Subject) -> Facts:
             ("Code revision", code_revision() or "unknown"),
             ("Made with", f"modelyard {package_version()}"),
             ("Judged against", f"version {champion['version']}, {champion['digest']}" if champion else "no champion"),
-            *_flat(subject.spec.data.get("lineage", {})),
+            *flat(subject.spec.data.get("lineage", {})),
         ]
     )
-
-
-def _flat(entries: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested entries as labelled texts."""
-    items: list[tuple[str, str]] = []
-    for key, value in entries.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            items += _flat(value, f"{name} · ")
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            items.append((name, ", ".join(map(str, value))))
-        else:
-            items.append((name, str(value)))
-    return items
 
 
 def _library(spec: ModelSpec) -> str:

@@ -1,7 +1,6 @@
 """An evaluation as a page for people: the decision with its reasons, the figures with their intervals, and the curves."""
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from markupsafe import Markup
@@ -17,6 +16,15 @@ from modelyard.components.evaluation.metrics import (
     costs,
     curve,
 )
+from modelyard.components.evaluation.presentation import (
+    SLICE_METRICS,
+    TONES,
+    estimate_cell,
+    flat,
+    gates_table,
+    metric_title,
+    moment,
+)
 from modelyard.components.plots.charts import (
     Line,
     Span,
@@ -27,22 +35,23 @@ from modelyard.components.plots.charts import (
 )
 from modelyard.components.plots.page import Banner, Cell, Facts, Figures, Notes, Section, Table, render_page
 
-TONES = {gates.PASS: "good", gates.FAIL: "bad", gates.INCONCLUSIVE: "warn"}
+_MOST_REASONS = 6
 _HEADLINES = {
     gates.PASS: "The model may go on: every gate that decides has passed.",
     gates.FAIL: "The model must not go on: at least one gate has failed.",
     gates.INCONCLUSIVE: "The test set does not settle whether the model may go on, so it does not.",
 }
-_SLICE_METRICS = ("pr_auc", "roc_auc", "recall", "precision")
 
 
 def render_report(evaluation: Evaluation) -> str:
     """The evaluation as one self-contained HTML page."""
     data = evaluation.data
-    banner = Banner(evaluation.decision, TONES[evaluation.decision], _HEADLINES[evaluation.decision], evaluation.reasons)
+    banner = Banner(
+        evaluation.decision, TONES[evaluation.decision], _HEADLINES[evaluation.decision], _decisive_reasons(evaluation)
+    )
     sections = [Section("What was judged", [_facts(evaluation), *_notes(evaluation)])]
     if evaluation.gates:
-        sections.append(Section("Gates", [_gates_table(evaluation)]))
+        sections.append(Section("Gates", [gates_table(evaluation.gates)]))
     sections.append(
         Section(
             "Figures",
@@ -58,6 +67,14 @@ def render_report(evaluation: Evaluation) -> str:
     sections.append(Section("Where the data came from", [_lineage(evaluation)]))
     subtitle = f"{data['rows']:,} test rows, {data['positives']:,} positives"
     return render_page(evaluation.model_name, sections, kicker="Model evaluation", subtitle=subtitle, banner=banner)
+
+
+def _decisive_reasons(evaluation: Evaluation) -> list[str]:
+    """The reasons for the decision; the table of gates has the rest."""
+    decisive = sum(gate.decides and gate.decision == evaluation.decision for gate in evaluation.gates)
+    shown = min(max(decisive, 1), _MOST_REASONS)
+    left = decisive - shown
+    return [*evaluation.reasons[:shown], *([f"and {left} more, below"] if left > 0 else [])]
 
 
 def _models(evaluation: Evaluation) -> list[tuple[str, str, Judged]]:
@@ -83,8 +100,8 @@ def _facts(evaluation: Evaluation) -> Facts:
             ("Champion", champion),
             ("Test rows", f"{data['rows']:,}"),
             ("Positives", f"{data['positives']:,} ({_share(data['positives'], data['rows'])})"),
-            ("From", data["start"] or "–"),
-            ("To", data["end"] or "–"),
+            ("From", moment(data["start"])),
+            ("To", moment(data["end"])),
             ("Resampled by", settings.cluster_by or "row"),
             ("Draws", f"{settings.draws:,}, seed {settings.seed}"),
             ("Threshold of the model", f"{evaluation.challenger.scores.threshold:.4g}"),
@@ -102,47 +119,21 @@ def _notes(evaluation: Evaluation) -> list[Notes]:
     return notes + ([Notes(skipped)] if skipped else [])
 
 
-def _gates_table(evaluation: Evaluation) -> Table:
-    rows: list[list[Cell | str]] = []
-    for gate in evaluation.gates:
-        text = gate.decision if gate.decides else f"{gate.decision} (reported only)"
-        rows.append(
-            [
-                Cell(text, tone=TONES[gate.decision] if gate.decides else "muted", badge=True),
-                Cell(gate.name, gate.reason.removeprefix(f"{gate.name}: ")),
-                f"{gate.threshold:g}",
-                _number(gate.value),
-                "–" if gate.low is None or gate.high is None else f"{gate.low:.4f} … {gate.high:.4f}",
-            ]
-        )
-    columns = ("Decision", "Gate", "Bound", "Value", "Interval")
-    return Table(columns, rows, frozenset({"Bound", "Value", "Interval"}))
-
-
 def _metrics_table(evaluation: Evaluation) -> Table:
     compared = evaluation.champion is not None
     columns = ["Metric", "Model", *(["Champion", "Difference"] if compared else [])]
     rows = []
     for name, found in evaluation.challenger.metrics.items():
         metric = METRICS[name]
-        row = [Cell(_title(name, evaluation), metric.meaning), _estimate_cell(found)]
+        row = [Cell(metric_title(name, evaluation.settings.terms), metric.meaning), estimate_cell(found)]
         if evaluation.champion is not None:
             difference = evaluation.difference[name]
             row += [
-                _estimate_cell(evaluation.champion.metrics[name]),
-                _estimate_cell(difference, signed=True, tone=_tone(name, difference)),
+                estimate_cell(evaluation.champion.metrics[name]),
+                estimate_cell(difference, signed=True, tone=_tone(name, difference)),
             ]
         rows.append(row)
     return Table(columns, rows, frozenset(columns[1:]))
-
-
-def _title(name: str, evaluation: Evaluation) -> str:
-    terms = evaluation.settings.terms
-    if name == "recall_at_precision":
-        return f"Recall at precision {terms.precision:g}"
-    if name == "card_precision":
-        return f"Card precision at {terms.cards_per_day}"
-    return METRICS[name].title
 
 
 def _tone(name: str, difference: Estimate) -> str:
@@ -277,7 +268,7 @@ def _reliability(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np
 
 def _slices_section(evaluation: Evaluation) -> Section:
     compared = evaluation.champion is not None
-    numeric = ["Rows", "Positives", *(METRICS[name].title for name in _SLICE_METRICS)]
+    numeric = ["Rows", "Positives", *(METRICS[name].title for name in SLICE_METRICS)]
     columns = ["Slice", *numeric, *(["PR-AUC difference"] if compared else [])]
     rows = []
     for part in evaluation.slices:
@@ -287,10 +278,10 @@ def _slices_section(evaluation: Evaluation) -> Section:
             f"{part.support.positives:,}",
         ]
         if part.metrics:
-            cells += [_estimate_cell(part.metrics[name]) for name in _SLICE_METRICS]
+            cells += [estimate_cell(part.metrics[name]) for name in SLICE_METRICS]
             if compared:
                 found = part.difference["pr_auc"]
-                cells.append(_estimate_cell(found, signed=True, tone=_tone("pr_auc", found)))
+                cells.append(estimate_cell(found, signed=True, tone=_tone("pr_auc", found)))
         else:
             cells += [Cell("too few", tone="muted")] + [Cell("–", tone="muted")] * (len(columns) - 4)
         rows.append(cells)
@@ -319,30 +310,9 @@ def _slice_charts(evaluation: Evaluation) -> list[tuple[str, Markup, str]]:
 
 def _lineage(evaluation: Evaluation) -> Facts:
     items = [("Test set digest", evaluation.data["digest"]), ("Model digest", evaluation.digest)]
-    for name, value in _flat(evaluation.data["lineage"]):
+    for name, value in flat(evaluation.data["lineage"]):
         items.append((name, value))
     return Facts(items)
-
-
-def _flat(entries: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested entries as labelled texts."""
-    items: list[tuple[str, str]] = []
-    for key, value in entries.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        items += _flat(value, f"{name} · ") if isinstance(value, Mapping) else [(name, str(value))]
-    return items
-
-
-def _estimate_cell(found: Estimate, *, signed: bool = False, tone: str = "") -> Cell:
-    form = "+.4f" if signed else ".4f"
-    if found.value is None:
-        return Cell("undefined", tone="muted")
-    bounds = "no interval" if found.low is None else f"[{found.low:{form}}, {found.high:{form}}]"
-    return Cell(f"{found.value:{form}}", bounds, tone)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _share(part: int, whole: int) -> str:

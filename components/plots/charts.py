@@ -169,7 +169,7 @@ def forest_chart(spans: Sequence[Span], *, x_label: str, name: str, margin: floa
         if margin is not None:
             axes.axvline(margin, color=COLOURS["bad"], linewidth=1.2, linestyle=(0, (4, 2)))
             axes.annotate(
-                f"margin {margin:g}",
+                f"margin {margin + 0:g}",
                 (margin, 1),
                 xycoords=("data", "axes fraction"),
                 xytext=(0, 3),

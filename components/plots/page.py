@@ -127,13 +127,13 @@ section, .banner { background: var(--card); border: 1px solid var(--grid); borde
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--muted); font-weight: 600; font-size: 12.5px; padding: 6px 14px 6px 0; white-space: nowrap;
   border-bottom: 1px solid var(--grid); }
-td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--grid); vertical-align: top; overflow-wrap: anywhere;
-  min-width: 5em; }
+td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--grid); vertical-align: top;
+  overflow-wrap: break-word; }
 tr:last-child td { border-bottom: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; white-space: nowrap; }
 .detail { display: block; color: var(--muted); font-size: 12.5px; }
-td.good, td.bad, td.warn, td.muted { color: var(--tone); }
+td .badge { white-space: normal; } td.good, td.bad, td.warn, td.muted { color: var(--tone); }
 .badge { display: inline-block; padding: 1px 9px; border-radius: 999px; background: var(--soft); color: var(--tone);
   font-weight: 600; font-size: 12.5px; white-space: nowrap; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px 20px; margin: 0; }
@@ -144,7 +144,9 @@ figcaption { font-size: 13px; }
 .notes p { margin: 0 0 6px; } .notes p:last-child { margin: 0; }
 .notes.warn, .notes.bad, .notes.good { background: var(--soft); border-radius: 8px; padding: 10px 14px; }
 .block + .block { margin-top: 18px; }
-@media (max-width: 560px) { main { padding: 18px 12px 32px; } section, .banner { padding: 16px 14px; } h1 { font-size: 22px; } }
+@media (max-width: 560px) { main { padding: 18px 12px 32px; } section, .banner { padding: 16px 14px; } h1 { font-size: 22px; }
+  td { min-width: 8.5em; } td.number { min-width: 0; } table { font-size: 14px; }
+  dl { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); } }
 @media print { body { background: none; } section, .banner { break-inside: avoid; } }
 """
 

@@ -23,12 +23,11 @@ def transactions(rows: int, seed: int, *, customers: int = 200, days: int = 10, 
     trait = np.random.default_rng(99).normal(size=customers)[customer]
     logit = 0.8 * (np.log(amount) - 3) + 1.2 * risk + 0.5 * trait + random.normal(size=rows)
     seconds = np.sort(random.integers(0, days * 86_400, rows))
+    moments = [START + timedelta(seconds=int(second)) for second in seconds]
     return pl.DataFrame(
         {
             "customer_id": customer,
-            "event_timestamp": pl.Series([START + timedelta(seconds=int(second)) for second in seconds]).dt.cast_time_unit(
-                "us"
-            ),
+            "event_timestamp": pl.Series(moments, dtype=pl.Datetime("us", "UTC")),
             "amount": amount,
             "risk": risk,
             "hour": (seconds % 86_400) // 3600,
