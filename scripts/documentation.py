@@ -79,10 +79,9 @@ def undocumented(name: str, component: Any) -> list[str]:
     document = _docstring(component)
     specification = component.component_spec
     present = {**(specification.inputs or {}), **(specification.outputs or {})}
-    described = _descriptions(document)
+    described = _descriptions(component)
     faults = [] if document.short_description else [f"{name}: it lacks a summary"]
     faults += [f"{name}: {entry} is not described" for entry in present if not described.get(entry)]
-    # A single unnamed output is described as a whole.
     faults += [f"{name}: {entry} is described, but it does not exist" for entry in described if entry not in present]
     return faults
 
@@ -94,7 +93,7 @@ def component_page(room: str, name: str, component: Any) -> str:
     artifacts = {key: value for key, value in inputs.items() if _is_artifact(value.type)}
     parameters = {key: value for key, value in inputs.items() if key not in artifacts}
     image = specification.implementation.container.image.rpartition(":")[0]
-    described = _descriptions(_docstring(component))
+    described = _descriptions(component)
     arguments = ", ".join(f"{key}=…" for key, value in inputs.items() if not value.optional)
     sections = [
         _heading(name, component),
@@ -111,7 +110,8 @@ def component_page(room: str, name: str, component: Any) -> str:
     if not artifacts:
         required = " ".join(f"-p {key}=…" for key, value in parameters.items() if not value.optional)
         sections.append(
-            f"By itself, on this machine:\n\n```console\n$ modelyard run {f'compiled/components/{name}.yaml {required}'.strip()}\n```"
+            "By itself, on this machine:\n\n"
+            f"```console\n$ {f'modelyard run compiled/components/{name}.yaml {required}'.strip()}\n```"
         )
     return _page(sections)
 
@@ -120,7 +120,7 @@ def pipeline_page(name: str, pipeline: Any) -> str:
     """The Markdown page of a pipeline."""
     specification = pipeline.component_spec
     inputs, outputs = specification.inputs or {}, specification.outputs or {}
-    described = _descriptions(_docstring(pipeline))
+    described = _descriptions(pipeline)
     required = " ".join(f"-p {key}=…" for key, value in inputs.items() if not value.optional)
     steps = ", ".join(f"`{step}`" for step in _steps(pipeline))
     return _page(
@@ -130,7 +130,8 @@ def pipeline_page(name: str, pipeline: Any) -> str:
             _section("Parameters", _parameter_table(inputs, described)),
             _section("Outputs", _output_table(outputs, described)),
             "## Use\n\n```console\n"
-            f"$ {f'modelyard run {name} {required}'.strip()}\n$ {f'modelyard submit {name} --host URL {required}'.strip()}\n```",
+            f"$ {f'modelyard run {name} {required}'.strip()}\n"
+            f"$ {f'modelyard submit {name} --host URL {required}'.strip()}\n```",
         ]
     )
 
@@ -185,18 +186,30 @@ def _is_artifact(name: str) -> bool:
 
 
 def _docstring(component: Any) -> docstring_parser.Docstring:
+    return docstring_parser.parse(_text_of_docstring(component), style=docstring_parser.DocstringStyle.GOOGLE)
+
+
+def _text_of_docstring(component: Any) -> str:
     function = getattr(component, "python_func", None) or getattr(component, "pipeline_func", None)
     if function is None:
         raise InvalidInput("component", component.name, "it must be made from a Python function")
-    return docstring_parser.parse(inspect.getdoc(function) or "", style=docstring_parser.DocstringStyle.GOOGLE)
+    return (inspect.getdoc(function) or "").replace("``", "`")
 
 
-def _descriptions(document: docstring_parser.Docstring) -> dict[str, str]:
+def _descriptions(component: Any) -> dict[str, str]:
     """Descriptions by name of what the sections ``Args:`` and ``Returns:`` list, each on one line."""
-    described = {parameter.arg_name: parameter.description for parameter in document.params}
-    for returned in document.many_returns:
-        # A line "name: what it is" under Returns is read as a type and a description.
-        described[returned.type_name or returned.return_name or "Output"] = returned.description
+    document = _docstring(component)
+    outputs = component.component_spec.outputs or {}
+    if list(outputs) == ["Output"]:
+        # What a function returns without a name is described as a whole.
+        returned = {"Output": document.returns.description if document.returns else None}
+    else:
+        # The parser knows lists of names under Args alone; KFP reads outputs in the same way.
+        listed = _text_of_docstring(component).partition("\nReturns:\n")[2]
+        returned = {
+            entry.arg_name: entry.description for entry in docstring_parser.parse(f"Outputs.\n\nArgs:\n{listed}").params
+        }
+    described = {entry.arg_name: entry.description for entry in document.params} | returned
     return {name: " ".join((text or "").split()) for name, text in described.items()}
 
 
