@@ -118,9 +118,9 @@ def sections(subject: Subject, statements: Statements) -> list[Section]:
                 *([Notes([f"Not stated: {', '.join(statements.missing)}."], "warn")] if statements.missing else []),
                 Facts(
                     [
-                        ("Purpose", statements.purpose or NOT_STATED),
-                        ("Owner", statements.owner or NOT_STATED),
-                        ("Risk class", statements.risk_class or NOT_STATED),
+                        ("Purpose", _stated(statements.purpose)),
+                        ("Owner", _stated(statements.owner)),
+                        ("Risk class", _stated(statements.risk_class)),
                     ]
                 ),
             ],
@@ -130,18 +130,22 @@ def sections(subject: Subject, statements: Statements) -> list[Section]:
     ]
     if evaluation["slices"]:
         parts.append(Section("Slices", [_slices(evaluation)]))
-    limits = [statements.limits or f"Stated by the owner: {NOT_STATED}.", *_known_limits(subject)]
+    limits = [f"Stated by the owner: {_stated(statements.limits)}", *_known_limits(subject)]
     run = f"Run {subject.run_id} in MLflow holds the parameters, the figures and the reports." if subject.run_id else ""
     parts += [
         Section("Data", [_data(subject)]),
         Section("Model", [_model(subject.spec)]),
         Section("Limits", [Notes(limits)]),
-        Section("Human oversight", [Notes([statements.oversight or NOT_STATED])]),
-        Section("Logging", [Notes([statements.logging or NOT_STATED, *([run] if run else [])])]),
+        Section("Human oversight", [Notes([_stated(statements.oversight)])]),
+        Section("Logging", [Notes([_stated(statements.logging), *([run] if run else [])])]),
         Section("Energy", [Notes([energy])]),
         Section("Lineage", [_lineage(subject)]),
     ]
     return parts
+
+
+def _stated(text: str) -> str:
+    return text.strip() or NOT_STATED
 
 
 def render_html(subject: Subject, statements: Statements) -> str:
@@ -354,7 +358,7 @@ def _lineage(subject: Subject) -> Facts:
             ("Code revision", code_revision() or "unknown"),
             ("Made with", f"modelyard {package_version()}"),
             ("Judged against", f"version {champion['version']}, {champion['digest']}" if champion else "no champion"),
-            *flat(subject.spec.data.get("lineage", {})),
+            *flat(subject.spec.data.get("lineage") or evaluation["data"]["lineage"]),
         ]
     )
 

@@ -261,6 +261,6 @@ def _inline(svg: str, name: str) -> Markup:
     prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", body)
     for variable, colour in COLOURS.items():
-        body = body.replace(colour, f"var(--{variable}, {colour})")
-    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
+        body = re.sub(rf"\b(fill|stroke): {colour}", rf"\1: var(--{variable}, {colour})", body)
+    body = re.sub(r"font-family: [^;\"]*(; )?|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
     return Markup(body)  # noqa: S704 - Matplotlib has escaped every text in it

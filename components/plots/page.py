@@ -139,7 +139,8 @@ td .badge { white-space: normal; } td.good, td.bad, td.warn, td.muted { color: v
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px 20px; margin: 0; }
 dt { color: var(--muted); font-size: 12.5px; } dd { margin: 0; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr)); gap: 22px 28px; }
-figure { margin: 0; min-width: 0; } figure svg { display: block; width: 100%; max-width: 560px; height: auto; }
+figure { margin: 0; min-width: 0; } figure svg { display: block; width: 100%; max-width: 560px; height: auto;
+  stroke-linejoin: round; stroke-linecap: butt; }
 figcaption { font-size: 13px; }
 .notes p { margin: 0 0 6px; } .notes p:last-child { margin: 0; }
 .notes.warn, .notes.bad, .notes.good { background: var(--soft); border-radius: 8px; padding: 10px 14px; }

@@ -5,7 +5,7 @@ import pytest
 from kfp import dsl
 
 from modelyard.components.artifacts.digest import model_digest
-from modelyard.components.evaluation.component import evaluate_model
+from modelyard.components.evaluation.component import evaluate_model, write_model_card
 from tests.components.evaluation.tiny_models import transactions, write_model, write_test_set
 from tests.support.kfp_runner import run_component
 
@@ -49,3 +49,24 @@ def test_a_pipeline_step_refuses_a_model_that_is_not_the_one_training_reported(t
         run_component(evaluate_model, tmp_path / "run", inputs, model_name="cards", expected_digest="blake3:" + "0" * 64)
 
     assert "it was altered" in capfd.readouterr().out
+
+
+def test_a_pipeline_step_writes_card_page_and_bill_of_materials(tmp_path, monkeypatch, inputs):
+    from modelyard.components.evaluation.evaluating import Settings, evaluate
+
+    monkeypatch.setenv("MODELYARD_HOME", str(tmp_path / "home"))
+    result = evaluate(inputs["model"][1], inputs["test"][1], model_name="cards", settings=Settings(draws=100))
+    (tmp_path / "evaluation.json").write_text(json.dumps(result.content()))
+
+    outputs = run_component(
+        write_model_card,
+        tmp_path / "run",
+        {"model": inputs["model"], "evaluation": (dsl.Artifact, tmp_path / "evaluation.json")},
+        model_name="cards",
+        purpose="Stop fraud.",
+    )
+
+    assert "Stop fraud." in Path(outputs["card"].path).read_text()
+    assert "Not stated" in Path(outputs["card_html"].path).read_text()
+    assert json.loads(Path(outputs["bom"].path).read_text())["specVersion"] == "1.6"
+    assert outputs["bom"].metadata["model_digest"] == result.digest
