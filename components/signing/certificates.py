@@ -71,7 +71,7 @@ def check_chain(bundle: str, roots: Path, identity: str) -> None:
     context = crypto.X509StoreContext(store, leaf, others)
     try:
         path = context.get_verified_chain()
-    except crypto.X509StoreContextError as error:
+    except (crypto.X509StoreContextError, crypto.Error) as error:
         raise VerificationFailed(
             f"the signer's certificate ({chain[0].subject.rfc4514_string()}, valid until "
             f"{chain[0].not_valid_after_utc:%Y-%m-%d}) does not count: {error}. Sign the model again with a current one"
@@ -81,7 +81,7 @@ def check_chain(bundle: str, roots: Path, identity: str) -> None:
         # Otherwise a certificate that nothing depends on could be altered without anybody noticing.
         if certificate.public_bytes(Encoding.DER) not in used:
             raise VerificationFailed(
-                f"the signature brings a certificate that is not in use: {certificate.subject.rfc4514_string()}"
+                f"the signature brings a certificate that it does not need: {certificate.subject.rfc4514_string()}"
             )
     if identity not in subject_names(chain[0]):
         raise VerificationFailed(f"the model was signed by {', '.join(subject_names(chain[0]))}, not by {identity}")

@@ -24,7 +24,7 @@ def list_files(directory: Path) -> list[str]:
     Raises:
         InvalidInput: it holds a symbolic link, a special file, an empty folder or an odd name, or is no folder itself.
     """
-    if directory.is_symlink() or not directory.is_dir():
+    if not directory.is_dir():
         raise InvalidInput("model directory", str(directory), "give the path of an existing folder")
     names = []
     pending = [directory]

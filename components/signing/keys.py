@@ -20,21 +20,16 @@ _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 
 def private_key_path() -> Path:
-    """Path of the private key to sign with, checked; makes the laptop's key pair on first use.
+    """Path of the private key to sign with, whose public half others verify by; makes the laptop's pair on first use.
 
     Raises:
         NotAvailable: there is no key where one is configured.
-        InvalidInput: the file is not an EC key, or others can read it.
+        InvalidInput: the file is not an EC key, others can read it, or the public key beside it is another one's.
     """
     path = settings.signing_key()
-    if not path.exists():
-        if "MODELYARD_SIGNING_KEY" in os.environ or settings.in_cluster():
-            raise NotAvailable(
-                f"there is no signing key at {path}. Mount the Secret that holds signing.pem and signing.pub there, or set "
-                f"MODELYARD_SIGNING_KEY to the path of an EC private key in PEM form"
-            )
+    if not path.exists() and "MODELYARD_SIGNING_KEY" not in os.environ and not settings.in_cluster():
         _make_private_key(path)
-    key = _load_private_key(path)
+    key = load_private_key(path)
     public = settings.verification_key()
     if not public.exists() and public.parent == path.parent and not settings.in_cluster():
         with atomic_file(public) as partial:
@@ -75,16 +70,22 @@ def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
     return "sha256:" + hashlib.sha256(der).hexdigest()
 
 
-def signer_of(path: Path) -> str:
-    """The fingerprint of the public half of a private key file."""
-    return fingerprint(_load_private_key(path).public_key())
-
-
 def _public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def _load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The EC private key in a PEM file that its owner alone can read.
+
+    Raises:
+        NotAvailable: there is no such file.
+        InvalidInput: it holds something else, or others can read it.
+    """
+    if not path.exists():
+        raise NotAvailable(
+            f"there is no signing key at {path}. Mount the Secret that holds signing.pem and signing.pub there, or set "
+            f"MODELYARD_SIGNING_KEY to the path of an EC private key in PEM form"
+        )
     mode = path.stat().st_mode
     # A Secret mounted with an fsGroup is readable by the pod's group, which is the pod alone.
     if mode & (0o007 if settings.in_cluster() else 0o077):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from modelyard.components import settings
 from modelyard.components.artifacts.digest import payload_digest
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput, NotAvailable
@@ -114,7 +115,8 @@ def _key_signer() -> Signer:
     from modelyard.components.signing import keys
 
     path = keys.private_key_path()
-    return Signer("key", keys.signer_of(path), signing.Config().use_elliptic_key_signer(private_key=path))
+    identity = keys.fingerprint(keys.load_private_key(path).public_key())
+    return Signer("key", identity, signing.Config().use_elliptic_key_signer(private_key=path))
 
 
 def _certificate_signer() -> Signer:
@@ -122,7 +124,8 @@ def _certificate_signer() -> Signer:
 
     from modelyard.components.signing import certificates, keys
 
-    key = keys.private_key_path()
+    key = settings.signing_key()
+    keys.load_private_key(key)
     path = _path_from("MODELYARD_SIGNING_CERTIFICATE", "the key's certificate, then its intermediates, in PEM form")
     leaf, *_ = certificates.read(path)
     try:

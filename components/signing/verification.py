@@ -97,9 +97,11 @@ def _verify(directory: Path, place: Path, *, model_name: str, digest: str, trust
         if provenance.model_digest != payload_digest(provenance.files):
             raise VerificationFailed(f"its files are not the model {provenance.model_digest} that it says it is")
         _check_expectations(provenance, model_name, digest)
-        _check_place(provenance, place.absolute())
+        # As it is called and as it is: a link must not make one version look like another.
+        _check_place(provenance, _as_called(place))
+        _check_place(provenance, place.resolve())
         _check_files(directory, provenance.files)
-    except (InvalidInput, VerificationFailed, UnicodeDecodeError, OSError) as error:
+    except (InvalidInput, VerificationFailed, ValueError, OSError) as error:
         raise VerificationFailed(f"{place} must not be used: {error}") from error
     return provenance
 
@@ -107,12 +109,12 @@ def _verify(directory: Path, place: Path, *, model_name: str, digest: str, trust
 def _signed_files(bundle: str, verifier: "Verifier", material: str) -> dict[str, bytes]:
     """SHA-256 digests of all files that an authentic signature lists, by name."""
     from cryptography.exceptions import InvalidSignature
-    from OpenSSL.crypto import X509StoreContextError
+    from OpenSSL import crypto
     from sigstore.errors import Error
 
     try:
         signed = verifier.verify(_read_signature(bundle, material))
-    except (InvalidSignature, X509StoreContextError) as error:
+    except (InvalidSignature, crypto.X509StoreContextError, crypto.Error) as error:
         raise VerificationFailed(f"the signature is not by whom we trust ({error or 'it does not fit the key'})") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, Error) as error:
         raise VerificationFailed(str(error) or f"the signature cannot be read ({type(error).__name__})") from error
@@ -185,4 +187,8 @@ def _local_store() -> Path | None:
     if settings.in_cluster() and "MODELYARD_MODEL_STORE" not in os.environ:
         return None
     path = local_path(settings.model_store())
-    return path.absolute() if path else None
+    return path and _as_called(path)
+
+
+def _as_called(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100, because resolve() would follow links.
