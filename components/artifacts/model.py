@@ -11,9 +11,9 @@
 """
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +79,32 @@ class ModelSpec:
                 raise InvalidInput("column", feature.name, f"the model needs it; the data has {', '.join(frame.columns)}")
         matrix = np.empty((frame.height, len(self.features)), np.float32, order="F")
         for position, feature in enumerate(self.features):
-            matrix[:, position] = _encode_column(frame.get_column(feature.name), feature)
+            matrix[:, position] = self._encode_column(frame.get_column(feature.name), feature)
+        infinite = np.isinf(matrix)
+        if infinite.any():
+            row, position = (int(axis[0]) for axis in np.nonzero(infinite))
+            name = self.features[position].name
+            raise InvalidInput(
+                "column",
+                name,
+                f"row {row} holds {frame[name][row]}, infinite or too large for 32 bits; clip it, or make it null if unknown",
+            )
         return np.ascontiguousarray(matrix)
 
+    def _encode_column(self, column: pl.Series, feature: Feature) -> np.ndarray:
+        # A null becomes NaN on its way to NumPy.
+        if feature.categories is not None:
+            levels = column.cast(pl.String).cast(self._levels[feature.name], strict=False)
+            return levels.to_physical().cast(pl.Float32).to_numpy()
+        if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
+            raise InvalidInput(
+                "column", feature.name, f"the model takes it as a number, but the data has {column.dtype}; convert it first"
+            )
+        return column.cast(pl.Float32).to_numpy()
 
-def _encode_column(column: pl.Series, feature: Feature) -> np.ndarray:
-    if feature.categories is not None:
-        levels = column.cast(pl.String).cast(pl.Enum(feature.categories), strict=False)
-        return levels.to_physical().cast(pl.Float32).fill_null(math.nan).to_numpy()
-    if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
-        raise InvalidInput(
-            "column", feature.name, f"the model takes it as a number, but the data has {column.dtype}; convert it first"
-        )
-    numbers = column.cast(pl.Float32).fill_null(math.nan).to_numpy()
-    if np.isinf(numbers).any():
-        row = int(np.argmax(np.isinf(numbers)))
-        raise InvalidInput(
-            "column",
-            feature.name,
-            f"row {row} holds {column[row]}, infinite or too large for 32 bits; clip it, or make it null if it is unknown",
-        )
-    return numbers
+    @cached_property
+    def _levels(self) -> dict[str, pl.Enum]:
+        return {feature.name: pl.Enum(feature.categories) for feature in self.features if feature.categories is not None}
 
 
 def write_spec(directory: str | os.PathLike[str], spec: ModelSpec) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from modelyard.components.artifacts.model import GOLDEN_ROWS_FILE, ModelSpec, read_spec
+from modelyard.components.artifacts.xgboost_library import load_xgboost
 from modelyard.components.errors import InvalidInput, VerificationFailed
 from modelyard.components.storage.files import write_text
 
@@ -34,8 +35,7 @@ class _XGBoostEngine:
     """Few rows on one thread, where starting threads costs more than they save; many rows on all cores."""
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
-        import xgboost
-
+        xgboost = load_xgboost()
         self._one = xgboost.Booster({"nthread": 1}, model_file=path)
         self._all = xgboost.Booster({"nthread": 0}, model_file=path)
 

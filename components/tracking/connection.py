@@ -58,7 +58,7 @@ def experiment_id(tracking: "MlflowClient", name: str) -> str:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 found = tracking.get_experiment_by_name(name)
-    if found.lifecycle_stage != "active":
+    if found is None or found.lifecycle_stage != "active":
         raise InvalidInput("experiment", name, "it was deleted in MLflow; restore it there, or set MLFLOW_EXPERIMENT_NAME")
     return str(found.experiment_id)
 

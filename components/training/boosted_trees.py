@@ -2,7 +2,8 @@
 
 **A stopped training goes on to the very bytes that it would have reached.** XGBoost alone does not: its samplers of rows and
 columns draw from a state that no model file holds. Here that state is made anew before every round, from the seed
-and the round's number (see ``_renew_samplers``).
+and the round's number (see ``_renew_samplers``). Neither the number of threads nor keeping the rows on disk changes the bytes
+on a CPU, where the histograms are summed up in whole numbers' order; a GPU gives another model than a CPU does.
 
 **base_score is always 0.5.** Otherwise XGBoost >= 3.1 writes it as a vector, which readers of the 2.x line drop without an
 error; and 0.5 learns rare positives better.
@@ -21,11 +22,12 @@ import numpy as np
 
 from modelyard.components.artifacts.model import Feature, ModelSpec
 from modelyard.components.artifacts.names import check_model_name
+from modelyard.components.artifacts.xgboost_library import load_xgboost
 from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.training.devices import cuda_devices
 from modelyard.components.training.labelled_rows import LabelledRows, check_alike, fit_features, open_rows
 from modelyard.components.training.memory import available_bytes
-from modelyard.components.training.requested import check_range, positive_weight
+from modelyard.components.training.requested import check_costs, check_range, positive_weight
 from modelyard.components.training.session import CRITERION, Plan, Session, Trained, training_session
 from modelyard.components.training.versions import library_versions
 
@@ -93,8 +95,7 @@ class BoostingParameters:
         check_range("max_depth", self.max_depth, 0, 64)
         check_range("subsample", self.subsample, 0, 1, open_low=True)
         check_range("colsample_bytree", self.colsample_bytree, 0, 1, open_low=True)
-        check_range("false_negative_cost", self.false_negative_cost, 0, open_low=True)
-        check_range("false_positive_cost", self.false_positive_cost, 0, open_low=True)
+        check_costs(self.false_negative_cost, self.false_positive_cost)
         check_range("seed", self.seed, 0, 2**31 - 1)
         check_range("threads", self.threads, 0)
         check_range("memory_limit_gib", self.memory_limit_gib, 0)
@@ -151,7 +152,6 @@ def train_boosted_trees(
         "rounds": parameters.rounds,
         "early_stopping_rounds": parameters.early_stopping_rounds,
         "imbalance": parameters.imbalance,
-        "external_memory": external,
         "false_negative_cost": parameters.false_negative_cost,
         "false_positive_cost": parameters.false_positive_cost,
     }
@@ -169,6 +169,7 @@ def train_boosted_trees(
     )
     spec = ModelSpec(features, train.info.roles.label, MODEL_FILE, 0.5)
     with training_session(plan) as session:
+        session.run.tag({"modelyard.external_memory": str(external).lower()})
         with _bins(train, validation, spec, parameters, external, Path(destination)) as (rows, held_out):
             booster = _boost(session, learned, parameters.threads, rows, held_out)
         best = session.best_round + 1
@@ -200,8 +201,7 @@ def choose_device(asked: str) -> str:
         InvalidInput: ``asked`` is something else.
         NotAvailable: ``cuda`` was asked for and XGBoost or the machine lacks it; XGBoost itself would only warn.
     """
-    import xgboost
-
+    xgboost = load_xgboost()
     if asked not in ("auto", "cpu", "cuda"):
         raise InvalidInput("device", asked, "give auto, cpu or cuda")
     if asked == "cpu":
@@ -221,17 +221,16 @@ def choose_device(asked: str) -> str:
 
 
 def needs_external_memory(train: LabelledRows, parameters: BoostingParameters) -> bool:
-    """Whether the binned training rows would take more memory than they may: the limit given, or half of what is free."""
-    bin_bytes = 1 if int(parameters.more.get("max_bin", 256)) <= 256 else 2
-    needed = train.rows * (len(train.schema) * bin_bytes + _ROW_BYTES)
+    """Whether the training rows would take more memory, as numbers and as bins, than the limit or half of what is free."""
+    cell_bytes = 4 + (1 if int(parameters.more.get("max_bin", 256)) <= 256 else 2)
+    needed = train.rows * (len(train.schema) * cell_bytes + _ROW_BYTES)
     limit = parameters.memory_limit_gib * _GIB or available_bytes() / 2
     return needed > limit
 
 
 def _check_further_parameters(more: dict[str, Any], features: tuple[Feature, ...]) -> None:
     """XGBoost only warns of a name it does not know: ask a booster which ones it does."""
-    import xgboost
-
+    xgboost = load_xgboost()
     fixed = {"objective": "binary:logistic", "tree_method": "hist"}
     row = xgboost.DMatrix(
         np.zeros((1, len(features)), np.float32), np.zeros(1), feature_names=[feature.name for feature in features]
@@ -274,12 +273,14 @@ def _bins(
     destination: Path,
 ) -> Iterator[tuple["xgboost.DMatrix", "xgboost.DMatrix"]]:
     """Training and validation rows as histogram bins; beyond memory, in a folder beside the model, removed at the end."""
-    import xgboost
+    xgboost = load_xgboost()
 
     class Batches(xgboost.DataIter):
         def __init__(self, rows: LabelledRows, cache: str | None) -> None:
-            self._rows = rows
-            self._left = rows.matrices(spec)
+            # XGBoost goes over the rows several times: what fits into memory is read once.
+            held = None if cache else list(rows.matrices(spec))
+            self._read = lambda: iter(held) if held is not None else rows.matrices(spec)
+            self._left = self._read()
             super().__init__(cache_prefix=cache)
 
         def next(self, input_data: Any) -> bool:
@@ -294,7 +295,7 @@ def _bins(
             return False
 
         def reset(self) -> None:
-            self._left = self._rows.matrices(spec)
+            self._left = self._read()
 
     common = {"max_bin": int(parameters.more.get("max_bin", 256)), "nthread": parameters.threads, "enable_categorical": True}
     if not external:
@@ -315,8 +316,7 @@ def _bins(
 def _boost(
     session: Session, learned: dict[str, Any], threads: int, rows: "xgboost.DMatrix", held_out: "xgboost.DMatrix"
 ) -> "xgboost.Booster":
-    import xgboost
-
+    xgboost = load_xgboost()
     saved = session.arrays.get(_BOOSTER)
     booster = xgboost.Booster(
         {**learned, "nthread": threads, "eval_metric": list(_METRICS)},

@@ -50,8 +50,9 @@ def train_xgboost(
         colsample_bytree: Share of the columns that each tree sees.
         parameters: Any of the parameters here, which it overrides, and any other parameter of XGBoost's trees by XGBoost's
             name (https://xgboost.readthedocs.io/en/stable/parameter.html), such as {"min_child_weight": 5, "max_bin": 512}.
-        imbalance: Weight of a positive row relative to a negative one: a number, none for 1, or auto for the square root of
-            negatives per positive, which finds rare positives earlier and distorts the probabilities less than the full ratio.
+        imbalance: Weight of a positive row relative to a negative one: a number; balanced for negatives per positive; none or
+            auto for 1. Rare positives are met by stopping at the best PR-AUC and by a threshold of least cost, so weights
+            only worsen the ranking and make the scores no probabilities (measured: see positive_weight).
         device: auto, cpu or cuda; cuda fails if XGBoost or the machine lacks it.
         false_negative_cost: Cost of a positive that the model misses, for the decision threshold.
         false_positive_cost: Cost of a negative that the model flags, in the same unit.
@@ -98,4 +99,102 @@ def train_xgboost(
         metrics.log_metric(name, value)
     model.framework = "xgboost"
     model.metadata.update({"digest": trained.digest, "run_id": trained.run_id, "framework": "xgboost"})
+    return (model.uri, trained.digest, trained.run_id)
+
+
+@component("torch")
+def train_torch(
+    train: dsl.Input[dsl.Dataset],
+    validation: dsl.Input[dsl.Dataset],
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    model_name: str,
+    epochs: int = 50,
+    early_stopping_epochs: int = 8,
+    hidden: list = [128, 64],
+    dropout: float = 0.1,
+    learning_rate: float = 0.001,
+    weight_decay: float = 0.0001,
+    batch_size: int = 1024,
+    mixed_precision: bool = True,
+    parameters: dict = {},
+    imbalance: str = "auto",
+    device: str = "auto",
+    false_negative_cost: float = 10.0,
+    false_positive_cost: float = 1.0,
+    seed: int = 0,
+    threads: int = 0,
+    checkpoint_uri: str = "",
+    checkpoint_epochs: int = 1,
+) -> NamedTuple("Outputs", [("model_uri", str), ("digest", str), ("run_id", str)]):
+    """Trains a neural network with PyTorch, stopped early by the PR-AUC on later rows, and tracks it in MLflow.
+
+    Numbers are standardised and missing ones imputed, text and categorical columns embedded; all of it becomes part of one ONNX
+    model, which is compared with the trained one before it is delivered. The step may be stopped at any moment and run
+    again: it goes on after its last finished epoch, in the same MLflow run. The training rows must fit into memory.
+
+    Args:
+        train: Rows to learn from.
+        validation: Later rows, by which training is stopped and the decision threshold chosen.
+        model_name: Name of the model: letters, digits, '-', '_' and '.'.
+        epochs: At most so many passes over the training rows.
+        early_stopping_epochs: Epochs without a better PR-AUC on the validation rows after which to stop; 0 for never. The
+            weights of the best epoch are kept in either case.
+        hidden: Width of each hidden layer.
+        dropout: Share of each hidden layer's values that is dropped while learning.
+        learning_rate: Step size of AdamW.
+        weight_decay: Weight decay of AdamW.
+        batch_size: Rows in a step.
+        mixed_precision: Whether a GPU computes in 16 bits where that is safe; a CPU never does.
+        parameters: Any of the parameters here, which it overrides, such as {"epochs": 20}.
+        imbalance: Weight of a positive row relative to a negative one: a number; balanced for negatives per positive; none or
+            auto for 1, which keeps the scores probabilities.
+        device: auto, cpu or cuda; cuda fails if PyTorch or the machine lacks it.
+        false_negative_cost: Cost of a positive that the model misses, for the decision threshold.
+        false_positive_cost: Cost of a negative that the model flags, in the same unit.
+        seed: Seed of every random draw.
+        threads: CPU threads; 0 for PyTorch's own choice.
+        checkpoint_uri: Folder of checkpoints, on a volume that outlives the pod. Empty for the local home, or for none in
+            a cluster.
+        checkpoint_epochs: Epochs between checkpoints; 0 for only on SIGTERM.
+
+    Returns:
+        model: The model directory, unsigned.
+        metrics: PR-AUC and ROC-AUC on the validation rows, epochs up to the best, decision threshold and seconds.
+        model_uri: URI of the model directory.
+        digest: Digest that names the model.
+        run_id: MLflow run of the training.
+    """
+    from modelyard.components.errors import InvalidInput
+    from modelyard.components.training.requested import override
+    from modelyard.components.training.tabular_network import NetworkParameters, train_network
+
+    chosen, more = override(
+        NetworkParameters(
+            device=device,
+            epochs=epochs,
+            early_stopping_epochs=early_stopping_epochs,
+            hidden=hidden,
+            dropout=dropout,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            mixed_precision=mixed_precision,
+            imbalance=imbalance,
+            false_negative_cost=false_negative_cost,
+            false_positive_cost=false_positive_cost,
+            seed=seed,
+            threads=threads,
+            checkpoint_uri=checkpoint_uri,
+            checkpoint_epochs=checkpoint_epochs,
+        ),
+        parameters,
+    )
+    if more:
+        raise InvalidInput("parameters", sorted(more), "train_torch has no such parameter; see its documentation")
+    trained = train_network(train.path, validation.path, model.path, model_name, chosen)
+    for name, value in trained.metrics.items():
+        metrics.log_metric(name, value)
+    model.framework = "onnx"
+    model.metadata.update({"digest": trained.digest, "run_id": trained.run_id, "framework": "onnx"})
     return (model.uri, trained.digest, trained.run_id)

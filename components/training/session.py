@@ -136,11 +136,7 @@ class Session:
         if self._stop_asked:
             self.save(snapshot())
             self.run.log_history(self.history)
-            where = self._checkpoint.path
-            raise Interrupted(
-                f"stopped by SIGTERM after round {self.rounds_done} of at most {self.plan.rounds}: "
-                + (f"run the same step again and it goes on from {where}" if where else "there is no checkpoint to go on from")
-            )
+            self.stop_if_asked()
         if every and self.rounds_done % every == 0:
             self.save(snapshot())
         if time.monotonic() - self._last_log > _SECONDS_BETWEEN_LOGS:
@@ -149,6 +145,20 @@ class Session:
             print(
                 f"round {self.rounds_done}: " + ", ".join(f"{name} {value:.5f}" for name, value in metrics.items()), flush=True
             )
+
+    def stop_if_asked(self) -> None:
+        """For the midst of a long round: gives it up if SIGTERM arrived, for the last checkpoint has what came before.
+
+        Raises:
+            Interrupted: SIGTERM arrived.
+        """
+        if not self._stop_asked:
+            return
+        where = self._checkpoint.path
+        raise Interrupted(
+            f"stopped by SIGTERM after round {self.rounds_done} of at most {self.plan.rounds}: "
+            + (f"run the same step again and it goes on from {where}" if where else "there is no checkpoint to go on from")
+        )
 
     def save(self, arrays: dict[str, np.ndarray]) -> None:
         """Writes a checkpoint."""
@@ -195,7 +205,8 @@ class Session:
             "seconds": round(self.seconds, 3),
         }
         self.run.log_history(self.history, last=True)
-        self.run.finish(metrics, {"modelyard.model_digest": delivery.digest})
+        self.run.tag({"modelyard.model_digest": delivery.digest})
+        self.run.finish(metrics)
         self.completed = True
         self._checkpoint.remove()
         return Trained(delivery.digest, self.run.run_id, metrics)

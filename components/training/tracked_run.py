@@ -52,7 +52,7 @@ class TrackedRun:
 
     def describe(self, parameters: dict[str, Any], tags: dict[str, str], rows: dict[str, LabelledRows]) -> None:
         """Logs parameters, tags and the datasets, by their context (such as ``training``); repeating it adds nothing."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
         from mlflow.exceptions import MlflowException
 
         items = [Param(name, _text(value)[:_MAX_PARAMETER]) for name, value in sorted(parameters.items())]
@@ -65,7 +65,7 @@ class TrackedRun:
                         f"run {self.run_id} of MLflow has other parameters already ({str(error).splitlines()[0][:300]}): "
                         "give this training a run of its own"
                     ) from error
-            self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items() if value])
+            self.tag(tags)
             inputs = [
                 DatasetInput(
                     Dataset(
@@ -81,6 +81,13 @@ class TrackedRun:
                 for context, data in rows.items()
             ]
             self._client.log_inputs(self.run_id, datasets=inputs)
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Sets tags."""
+        from mlflow.entities import RunTag
+
+        with reachable():
+            self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items() if value])
 
     def log_history(self, history: dict[str, list[float]], *, last: bool = False) -> None:
         """Logs the rounds that the run has not got yet, one metric a name, the round as its step.
@@ -110,17 +117,13 @@ class TrackedRun:
                 raise
             print(f"{error}; training goes on, and the metrics are logged later.")
 
-    def finish(self, metrics: dict[str, float], tags: dict[str, str]) -> None:
+    def finish(self, metrics: dict[str, float]) -> None:
         """Logs the result and, if the run is this training's own, says that it ended well."""
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         with reachable():
-            self._client.log_batch(
-                self.run_id,
-                metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
-                tags=[RunTag(name, value) for name, value in tags.items()],
-            )
+            self._client.log_batch(self.run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
             if self._mine:
                 self._client.set_terminated(self.run_id, "FINISHED")
 
