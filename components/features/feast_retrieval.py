@@ -5,6 +5,7 @@ from typing import Any
 import polars as pl
 from feast import FeatureStore
 from feast.errors import FeatureServiceNotFoundException
+from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import load_repo_config
 
 from modelyard.components.errors import InvalidInput, ModelyardError
@@ -15,7 +16,7 @@ from modelyard.components.features.feature_repo import (
     definitions_digest,
     unknown_service,
 )
-from modelyard.components.features.fetching import Joined, Request
+from modelyard.components.features.fetching import Joined, Request, require_columns
 
 # Engines return rows in any order; this column tells which is which.
 _ROW = "modelyard_row"
@@ -34,18 +35,11 @@ def join_through_feast(settings: RepoSettings, request: Request, rows: pl.DataFr
         service = store.get_feature_service(request.feature_service)
     except FeatureServiceNotFoundException as error:
         raise unknown_service(request.feature_service, [known.name for known in store.list_feature_services()]) from error
-    views: dict[str, Any] = {}
-    keys: list[str] = []
-    for projection in service.feature_view_projections:
-        view = store.registry.get_any_feature_view(projection.name, settings.project)
-        views[projection.name] = view.to_proto().spec
-        keys += [
-            projection.join_key_map.get(column.name, column.name)
-            for column in getattr(view, "entity_columns", ())
-            if column.name != DUMMY_KEY
-        ]
-    entities = tuple(dict.fromkeys(keys))
-    frame = _retrieve(store, request, service, rows)
+    views, keys, requested = _inputs(store, service, settings.project)
+    require_columns(rows, keys, "join key")
+    require_columns(rows, requested, "request feature")
+    columns = dict.fromkeys((request.timestamp_column, *keys, *requested, request.label, *request.entity_features))
+    frame = _retrieve(store, request, service, rows.select(*columns))
     served = {
         projection.name_to_use(): tuple(
             f"{projection.name_alias or projection.name}__{feature.name}" if request.full_feature_names else feature.name
@@ -53,7 +47,25 @@ def join_through_feast(settings: RepoSettings, request: Request, rows: pl.DataFr
         )
         for projection in service.feature_view_projections
     }
-    return Joined(frame, entities, served, definitions_digest(service.to_proto().spec, views))
+    return Joined(frame, tuple(keys), served, definitions_digest(service.to_proto().spec, views))
+
+
+def _inputs(store: FeatureStore, service: Any, project: str) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Specifications of the service's views by name, and the entity rows' columns that they join by or are computed from."""
+    views: dict[str, Any] = {}
+    keys: list[str] = []
+    requested: list[str] = []
+    projections = list(service.feature_view_projections)
+    for projection in projections:
+        view: Any = store.registry.get_any_feature_view(projection.name, project)
+        views[projection.name] = view.to_proto().spec
+        if isinstance(view, OnDemandFeatureView):
+            projections += view.source_feature_view_projections.values()
+            requested += view.get_request_data_schema()
+        else:
+            names = [column.name for column in view.entity_columns if column.name != DUMMY_KEY]
+            keys += [projection.join_key_map.get(name, name) for name in names]
+    return views, list(dict.fromkeys(keys)), list(dict.fromkeys(requested))
 
 
 def _config(settings: RepoSettings, request: Request) -> Any:

@@ -139,7 +139,8 @@ def plan_from_registry(settings: RepoSettings, feature_service: str, *, full_fea
         _source(settings.folder, views[projection.feature_view_name], projection, full_feature_names)
         for projection in service.features
     ]
-    return ServicePlan(sources, definitions_digest(service, views))
+    serving = {projection.feature_view_name: views[projection.feature_view_name] for projection in service.features}
+    return ServicePlan(sources, definitions_digest(service, serving))
 
 
 def unknown_service(feature_service: str, existing: Iterable[str]) -> InvalidInput:
@@ -156,10 +157,10 @@ def definitions_digest(service: Any, views: Mapping[str, Any]) -> str:
 
     Args:
         service: Feast's ``FeatureServiceSpec``.
-        views: Feast's specification of each view, by name.
+        views: Feast's specification of each view that takes part, by name.
     """
     digest = blake3(_undated(service).SerializeToString(deterministic=True))
-    for name in sorted({projection.feature_view_name for projection in service.features}):
+    for name in sorted(views):
         digest.update(_undated(views[name]).SerializeToString(deterministic=True))
     return "blake3:" + digest.hexdigest()
 
@@ -211,8 +212,21 @@ def _source(folder: Path, view: Any, projection: Any, full_feature_names: bool) 
 def _undated(specification: Any) -> Any:
     copy = type(specification)()
     copy.CopyFrom(specification)
-    for holder in (copy, *getattr(copy, "features", ())):
-        for field in ("batch_source", "stream_source"):
-            if field in holder.DESCRIPTOR.fields_by_name and holder.HasField(field):
-                getattr(holder, field).ClearField("meta")
+    _remove_dates(copy)
     return copy
+
+
+def _remove_dates(message: Any) -> None:
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            # Indexing a map of plain values gives values, of messages the messages.
+            parts = [value[key] for key in value if hasattr(value[key], "ListFields")]
+        else:
+            parts = value if hasattr(value, "__len__") else [value]
+        if field.name == "meta":
+            message.ClearField("meta")
+        else:
+            for part in parts:
+                _remove_dates(part)

@@ -7,6 +7,7 @@ is lost or repeated, and the dataset says where it came from.
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from modelyard.components.artifacts.digest import file_digest
 from modelyard.components.errors import InvalidInput, ModelyardError
 from modelyard.components.features.feature_repo import RepoSettings, plan_from_registry, read_settings
 from modelyard.components.features.point_in_time import point_in_time_join
-from modelyard.components.storage.uris import download
+from modelyard.components.storage.uris import download, local_path
 
 _PARQUET_MAGIC = b"PAR1"
 
@@ -85,7 +86,7 @@ def fetch_training_data(request: Request, training_data: str | os.PathLike[str])
         InvalidInput: something in the request cannot be used, or a feature view has nothing for any row.
         ModelyardError: the offline store did not return every row once.
     """
-    with tempfile.TemporaryDirectory(prefix="modelyard-") as scratch:
+    with _scratch(request.feature_repo_uri, request.entity_rows_uri) as scratch:
         repo = download(request.feature_repo_uri, Path(scratch, "feature_repo"))
         path = download(request.entity_rows_uri, Path(scratch, "entity_rows"))
         settings = read_settings(repo)
@@ -115,6 +116,13 @@ def fetch_training_data(request: Request, training_data: str | os.PathLike[str])
     return Fetched(frame.height, file_digest(training_data))
 
 
+def _scratch(*uris: str) -> AbstractContextManager[str]:
+    """A temporary folder for downloads, or none where nothing is downloaded, since a killed step leaves it behind."""
+    if all(local_path(uri) is not None for uri in uris):
+        return nullcontext("")
+    return tempfile.TemporaryDirectory(prefix="modelyard-")
+
+
 def _join(settings: RepoSettings, request: Request, rows: pl.DataFrame) -> Joined:
     plan = plan_from_registry(settings, request.feature_service, full_feature_names=request.full_feature_names)
     if plan is None:
@@ -122,7 +130,7 @@ def _join(settings: RepoSettings, request: Request, rows: pl.DataFrame) -> Joine
 
         return join_through_feast(settings, request, rows)
     keys = tuple(dict.fromkeys(key for source in plan.sources for key in source.keys))
-    _require(rows, keys, "join key")
+    require_columns(rows, keys, "join key")
     asked = rows.select(*dict.fromkeys((request.timestamp_column, *keys, request.label, *request.entity_features)))
     frame = point_in_time_join(
         asked, request.timestamp_column, plan.sources, filter_by_created_timestamp=request.filter_by_created_timestamp
@@ -155,9 +163,9 @@ def _without_features(joined: Joined) -> dict[str, float]:
 
 def _entity_rows(path: Path, request: Request) -> pl.DataFrame:
     rows = read_rows(path)
-    _require(rows, [request.timestamp_column], "timestamp_column")
-    _require(rows, [request.label], "label")
-    _require(rows, request.entity_features, "entity_features")
+    require_columns(rows, [request.timestamp_column], "timestamp_column")
+    require_columns(rows, [request.label], "label")
+    require_columns(rows, request.entity_features, "entity_features")
     if request.label in request.entity_features:
         raise InvalidInput("entity_features", request.label, "the label is what is to be predicted; it cannot be a feature")
     rows = rows.with_columns(_moments(rows.get_column(request.timestamp_column)))
@@ -220,7 +228,12 @@ def _content_digest(path: Path) -> str:
     return "blake3:" + digest.hexdigest()
 
 
-def _require(rows: pl.DataFrame, columns: Sequence[str], field: str) -> None:
+def require_columns(rows: pl.DataFrame, columns: Sequence[str], field: str) -> None:
+    """Checks that the entity rows have these columns.
+
+    Raises:
+        InvalidInput: one is missing; the message names it and ``field``.
+    """
     for column in columns:
         if column not in rows.columns:
             raise InvalidInput(field, column, f"the entity rows lack this column; they have {', '.join(rows.columns)}")

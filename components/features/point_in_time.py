@@ -15,7 +15,8 @@ that all others have expired too.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 
@@ -125,22 +126,23 @@ def _join(entity_rows: pl.DataFrame, moments: pl.Series, source: FeatureSource, 
     found = _as_of(asked.with_row_index(_RANK), narrow, keys, cutoff=cutoff, has_created=bool(source.created))
     if source.ttl:
         served = event.gather(found)
-        # In whole microseconds: a ttl too long for a timestamp to hold must not wrap around.
+        # In whole microseconds: the end of a very long ttl is no timestamp any more.
         age = moments.to_physical() - served.to_physical()
-        microseconds = source.ttl // timedelta(microseconds=1)
+        microseconds = min(source.ttl // timedelta(microseconds=1), 2**63 - 1)
         found = pl.select(pl.when(age <= microseconds).then(found)).to_series()
     return wanted.select(pl.all().gather(found))
 
 
 def _read(source: FeatureSource, moments: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     rows = source.rows
-    newest, oldest = moments.max(), moments.min()
+    newest: Any = moments.max()
+    oldest: Any = moments.min()
     schema = rows.collect_schema()
     if newest is not None and schema[source.event] == pl.Datetime("us", "UTC"):
         # Of no consequence for the result: what lies outside can be nobody's newest unexpired row.
         rows = rows.filter(pl.col(source.event) <= newest)
-        if source.ttl:
-            rows = rows.filter((pl.lit(oldest, pl.Datetime("us", "UTC")) - pl.col(source.event)) <= source.ttl)
+        if source.ttl and source.ttl <= oldest - datetime.min.replace(tzinfo=UTC):
+            rows = rows.filter(pl.col(source.event) >= oldest - source.ttl)
     names = [source.event, *filter(None, [source.created]), *source.keys.values()]
     data = rows.select(*dict.fromkeys([*names, *source.features])).collect()
     return data.select(*dict.fromkeys(names)), data.select(

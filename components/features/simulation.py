@@ -109,6 +109,7 @@ def simulate(scale: Scale = Scale()) -> pl.DataFrame:
     draws = _draw(scale, population, daily)
     if scale.drift in ("spending", "both"):
         draws.amount[draws.day >= scale.drift_day] *= SPENDING_SHIFT
+    np.round(draws.amount, 2, out=draws.amount)
     scenario = _commit_frauds(scale, draws, compromises, late)
     order = np.argsort(draws.moment, kind="stable")
     since = np.datetime64(scale.start.replace(tzinfo=None), "us").astype(np.int64)

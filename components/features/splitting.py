@@ -149,7 +149,7 @@ def _check(parts: dict[str, pl.DataFrame], info: DatasetInfo) -> None:
         part = parts[name]
         positives = int(part.get_column(info.roles.label).sum())
         moments = part.get_column(info.roles.timestamp)
-        span = f" from {moments.min()} to {moments.max()}" if part.height else ""
+        span = f" from {moments.min()!s} to {moments.max()!s}" if part.height else ""
         described.append(f"{name}: {part.height} rows{span}, {positives} of label 1")
         if not part.height:
             faults.append(f"the {name} data is empty")
