@@ -36,7 +36,9 @@ def wheel(tmp_path_factory):
 
 def _run_from(wheel, folder, code):
     environment = {**os.environ, "PYTHONPATH": str(wheel)}
-    finished = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", code], check=False, cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 

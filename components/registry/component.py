@@ -65,3 +65,31 @@ def promote_model(
     from modelyard.components.registry.promotion import promote_model as work
 
     return (work(model_name, version, digest, replacing=replacing),)
+
+
+@component("ops")
+def record_refusal(
+    evaluation: dsl.Input[dsl.Artifact],
+    refusal: dsl.Output[dsl.Markdown],
+    model_name: str,
+    run_id: str = "",
+) -> NamedTuple("Outputs", [("version", str)]):
+    """Records why the gates refused a model, where people look: in the UI and on the MLflow run.
+
+    Nothing is registered and the champion stays.
+
+    Args:
+        evaluation: evaluation.json of the refused model.
+        model_name: Name that the model would have been registered under.
+        run_id: MLflow run that trained it; empty to leave MLflow alone.
+
+    Returns:
+        refusal: The decision and its reasons.
+        version: Always empty: there is no version.
+    """
+    from pathlib import Path
+
+    from modelyard.components.registry.refusal import record_refusal as work
+
+    work(Path(evaluation.path), Path(refusal.path), model_name, run_id)
+    return ("",)
