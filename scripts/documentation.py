@@ -216,7 +216,8 @@ def _descriptions(component: Any) -> dict[str, str]:
 def _steps(pipeline: Any) -> list[str]:
     from google.protobuf import json_format
 
-    return compiled.component_names(json_format.MessageToDict(pipeline.pipeline_spec))
+    # Sorted: a protobuf map has no order of its own.
+    return sorted(compiled.component_names(json_format.MessageToDict(pipeline.pipeline_spec)))
 
 
 def _written_pages(root: Path) -> list[Path]:

@@ -42,7 +42,8 @@ class Step:
 
     Attributes:
         name: its component's name (``train_xgboost``), with a number from the second step of that component on.
-        state: ``running``, ``succeeded``, ``failed`` or ``cancelled``.
+        state: ``running``, ``stopping`` (told once an interrupted step was asked to end), ``succeeded``, ``failed`` or
+            ``cancelled``.
         component: its component's name.
         seconds: wall time.
         outputs: output parameters by name.
@@ -436,11 +437,19 @@ class _Execution:
         processes = list(self._processes)
         for process in processes:
             process.ask_to_stop()
+        # In a thread of its own: a signal handler may interrupt the very code that it would call.
+        threading.Thread(target=self._tell_stopping, daemon=True).start()
         self._timer = threading.Timer(GRACE_SECONDS, self._kill_processes)
         self._timer.daemon = True
         self._timer.start()
         if not processes:
             raise _Cancelled
+
+    def _tell_stopping(self) -> None:
+        with self._guard:
+            for step in list(self._steps.values()):
+                if step.state == "running":
+                    self._tell(replace(step, state="stopping"))
 
     def _kill_processes(self) -> None:
         for process in list(self._processes):

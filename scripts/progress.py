@@ -41,6 +41,9 @@ class Progress:
         with self._guard:
             if step.state == "running":
                 self._running[step.name] = time.monotonic()
+            elif step.state == "stopping":
+                self._clear()
+                self._write(f"       …    {self._paint(f'asked {step.name} to stop; interrupt again to kill it', _YELLOW)}\n")
             else:
                 self._running.pop(step.name, None)
                 colour = {"succeeded": _GREEN, "failed": _RED}.get(step.state, _YELLOW)
@@ -69,6 +72,8 @@ class Progress:
         if result.error:
             self._write(f"  error     {result.error}\n")
         for name, value in result.outputs.items():
+            if name == "decision" and result.decision:
+                continue
             self._write(f"  {name:<8}  {value}\n")
         failed = next((step for step in result.steps if step.state == "failed"), None)
         if result.state == "failed":

@@ -257,6 +257,7 @@ def test_an_interrupted_run_lets_its_step_write_a_checkpoint(packages, tmp_path,
     record = only_record(tmp_path / "home")[1]
     assert record["state"] == "cancelled"
     assert [step["state"] for step in record["steps"]] == ["succeeded", "cancelled"]
+    assert "asked wait to stop" in output
     assert "cancelled" in output
     assert not Path(record["scratch"]).exists()
 
