@@ -35,7 +35,8 @@ MIN_CLUSTERS = 10
 UNDEFINED_SHARE = 0.05
 """A metric that is undefined in more of the draws than this gets no interval."""
 
-_BLOCK_WEIGHTS = 1 << 25
+_BLOCK_WEIGHTS = 1 << 24
+_PIECE = 256
 _ROW_CHUNK = 1 << 16
 
 
@@ -264,22 +265,29 @@ class _Ranking:
         block = np.searchsorted(holding, tie)
         within = holding[block] == tie if len(holding) else np.empty(0, bool)
         stretch = 2 * block + within
-        self._blocks = len(holding)
+        blocks = len(holding)
         codes = rows.clusters[order]
-        self._false = _sparse_sums(stretch[~positive], codes[~positive], 2 * self._blocks, clusters)
-        self._true = _sparse_sums(block[positive], codes[positive], self._blocks, clusters)
+        false = _sparse_sums(stretch[~positive], codes[~positive], 2 * blocks, clusters)
+        true = _sparse_sums(block[positive], codes[positive], blocks, clusters)
+        # Pieces whose sums stay in the processor's cache.
+        self._pieces = [
+            (true[start : start + _PIECE], false[2 * start : 2 * (start + _PIECE)]) for start in range(0, blocks, _PIECE)
+        ]
 
     def measure(self, weights: np.ndarray, precision: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Average precision, recall at ``precision``, and the weight of the pairs in which the negative scores higher."""
-        gained = (self._true @ weights).astype(np.float64)
-        false = np.cumsum(self._false @ weights, axis=0, dtype=np.float64)
-        before, after = false[0::2], false[1::2]
-        true = np.cumsum(gained, axis=0)
-        positives = gained.sum(axis=0)
-        at = np.nan_to_num(true / (true + after))
-        reached = np.where((at >= precision) & (true > 0), true, 0.0).max(axis=0, initial=0.0)
-        misordered = (gained * (before + after)).sum(axis=0) / 2
-        return (gained * at).sum(axis=0) / positives, reached / positives, misordered
+        positives, negatives, area, reached, misordered = np.zeros((5, weights.shape[1]))
+        for true_rows, false_rows in self._pieces:
+            gained = (true_rows @ weights).astype(np.float64)
+            false = np.cumsum(false_rows @ weights, axis=0, dtype=np.float64) + negatives
+            before, after = false[0::2], false[1::2]
+            true = np.cumsum(gained, axis=0) + positives
+            at = np.divide(true, true + after, out=np.zeros_like(true), where=true > 0)
+            area += (gained * at).sum(axis=0)
+            misordered += (gained * (before + after)).sum(axis=0) / 2
+            reached = np.maximum(reached, np.where((at >= precision) & (true > 0), true, 0.0).max(axis=0))
+            positives, negatives = true[-1], after[-1]
+        return area / positives, reached / positives, misordered
 
 
 def _sparse_sums(stretches: np.ndarray, codes: np.ndarray, count: int, clusters: int):  # type: ignore[no-untyped-def]

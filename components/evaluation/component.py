@@ -42,8 +42,10 @@ def evaluate_model(
         model_name: Name the model is registered under; its champion is compared with.
         expected_digest: Digest that training reported. A model with another one is refused. Empty: not checked.
         run_id: MLflow run to add figures, decision and report to. Empty: none.
-        gates: Gates as JSON: any of "absolute", "first_model", "difference", "slices" (lists of gates) and "min_positives".
-            Empty: PR-AUC not worse than the champion by more than 0.02; a first model needs ROC-AUC above 0.5.
+        gates: Gates as JSON: any of "absolute", "first_model", "difference", "slices" (lists of gates) and "min_positives",
+            such as {"absolute": [{"metric": "pr_auc", "min": 0.3}], "difference": [{"metric": "pr_auc", "margin": 0.01}]}; see
+            modelyard.components.evaluation.gates. Empty: PR-AUC not worse than the champion by more than 0.02, and for a first
+            model ROC-AUC above 0.5, both by their intervals, with at least 30 positives and negatives.
         slices: Columns to cut the test set by, as a JSON list. Numbers are cut into quantiles.
         cluster_by: Column whose values are resampled whole, such as the customer (also for card precision). Empty: rows.
         recall_at_precision: Precision that the recall at precision is taken at.

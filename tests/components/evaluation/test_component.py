@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,13 @@ def test_a_pipeline_step_writes_card_page_and_bill_of_materials(tmp_path, monkey
     assert "Not stated" in Path(outputs["card_html"].path).read_text()
     assert json.loads(Path(outputs["bom"].path).read_text())["specVersion"] == "1.6"
     assert outputs["bom"].metadata["model_digest"] == result.digest
+
+
+def test_nothing_heavy_is_loaded_before_it_is_needed():
+    code = (
+        "import sys, modelyard.components.evaluation.outputs, modelyard.components.evaluation.model_card,"
+        " modelyard.components.evaluation.bill_of_materials, modelyard.components.evaluation.run_log;"
+        "print(*{'sklearn', 'scipy', 'matplotlib', 'mlflow', 'xgboost', 'pandas', 'kfp', 'cyclonedx'} & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert loaded.split() == []

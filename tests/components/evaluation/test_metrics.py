@@ -24,7 +24,7 @@ TIED = (
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TIED, st.permutations(range(60)))
 def test_ranking_and_calibration_agree_with_scikit_learn_under_ties_and_weights(drawn, order):
     labels, scores, weights = drawn
@@ -47,7 +47,7 @@ def test_ranking_and_calibration_agree_with_scikit_learn_under_ties_and_weights(
     assert again == pytest.approx(found, nan_ok=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TIED)
 def test_integer_weights_count_like_repeated_rows(drawn):
     labels, scores, weights = drawn
