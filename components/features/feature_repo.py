@@ -30,6 +30,14 @@ _READ_AS_OF = {
     "file",
 }
 _WRONG = {"ray", "feast.infra.offline_stores.contrib.ray_offline_store.ray.RayOfflineStore"}
+# What a service's definition repeats of its views', in other words each time that Feast writes it.
+_REPEATED_OF_THE_VIEW = (
+    "batch_source",
+    "created_timestamp_column",
+    "date_partition_column",
+    "stream_source",
+    "timestamp_field",
+)
 # The key that Feast gives to a view without entities.
 DUMMY_KEY = "__dummy_id"
 
@@ -159,7 +167,11 @@ def definitions_digest(service: Any, views: Mapping[str, Any]) -> str:
         service: Feast's ``FeatureServiceSpec``.
         views: Feast's specification of each view that takes part, by name.
     """
-    digest = blake3(_undated(service).SerializeToString(deterministic=True))
+    own = _undated(service)
+    for projection in own.features:
+        for repeated in _REPEATED_OF_THE_VIEW:
+            projection.ClearField(repeated)
+    digest = blake3(own.SerializeToString(deterministic=True))
     for name in sorted(views):
         digest.update(_undated(views[name]).SerializeToString(deterministic=True))
     return "blake3:" + digest.hexdigest()

@@ -197,8 +197,6 @@ def read_rows(path: Path) -> pl.DataFrame:
         if not parts:
             raise InvalidInput("entity_rows_uri", str(path), "the folder holds no .parquet file")
         return pl.concat([_read_parquet(part) for part in parts], how="vertical_relaxed")
-    if not path.is_file():
-        raise InvalidInput("entity_rows_uri", str(path), "give a Parquet or CSV file, or a folder of Parquet files")
     with path.open("rb") as file:
         if file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
             return _read_parquet(path)
