@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from modelyard.components import settings
-from modelyard.components.errors import InvalidInput, ModelyardError
+from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
 from modelyard.components.signing.provenance import code_revision
 from modelyard.components.storage.files import write_text
 from modelyard.scripts import cli
@@ -91,7 +91,7 @@ def _choose(names: Sequence[str]) -> list[Figure]:
 
 def _measure(figure: Figure, quick: bool, demo: Path | None) -> Outcome:
     if missing := [name for name in figure.needs if importlib.util.find_spec(name) is None]:
-        return Outcome(figure, skipped=f"not measured: {', '.join(missing)} is not installed")
+        return Outcome(figure, skipped=f"not measured: {', '.join(missing)} must be installed for it")
     began = time.perf_counter()
 
     def say(what: str) -> None:
@@ -100,6 +100,8 @@ def _measure(figure: Figure, quick: bool, demo: Path | None) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="modelyard-benchmark-") as scratch:
         try:
             rows = figure.measure(Setting(Path(scratch), quick=quick, demo=demo, say=say))
+        except NotAvailable as error:
+            return Outcome(figure, skipped=str(error))
         except ModelyardError as error:
             # The other figures can still be measured.
             print(f"{figure.name}: {error}", file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from modelyard.components.errors import InvalidInput
+from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.scripts.benchmark.figure import Figure, Row, Setting
 
 MOST = 90.0
@@ -11,7 +11,7 @@ MOST = 90.0
 
 def _measure(setting: Setting) -> list[Row]:
     if setting.demo is None:
-        return []
+        raise NotAvailable("not measured: run `modelyard demo` here and give its demo.json with --demo")
     seconds, releases = read_seconds(setting.demo)
     total = sum(seconds.values())
     slowest = sorted(seconds, key=lambda name: -seconds[name])[:3]

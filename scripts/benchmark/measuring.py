@@ -126,7 +126,8 @@ def _run(task: Task, scratch: Path) -> Measurement:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "modelyard.scripts.benchmark.worker", name, str(arguments), str(answer)],
-                stdin=subprocess.DEVNULL,
+                # Nothing is written to it: when it ends, the worker knows that this process has.
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
@@ -161,4 +162,6 @@ def _wait(process: subprocess.Popen[bytes]) -> resource.struct_rusage:
         if process.returncode is None:
             process.kill()
             process.wait()
+        if process.stdin:
+            process.stdin.close()
     return usage
