@@ -167,13 +167,13 @@ def definitions_digest(service: Any, views: Mapping[str, Any]) -> str:
         service: Feast's ``FeatureServiceSpec``.
         views: Feast's specification of each view that takes part, by name.
     """
-    own = _undated(service)
+    own = _content(service)
     for projection in own.features:
         for repeated in _REPEATED_OF_THE_VIEW:
             projection.ClearField(repeated)
     digest = blake3(own.SerializeToString(deterministic=True))
     for name in sorted(views):
-        digest.update(_undated(views[name]).SerializeToString(deterministic=True))
+        digest.update(_content(views[name]).SerializeToString(deterministic=True))
     return "blake3:" + digest.hexdigest()
 
 
@@ -221,15 +221,19 @@ def _source(folder: Path, view: Any, projection: Any, full_feature_names: bool) 
     )
 
 
-def _undated(specification: Any) -> Any:
+def _content(specification: Any) -> Any:
     copy = type(specification)()
     copy.CopyFrom(specification)
-    _remove_dates(copy)
+    _remove_registration(copy)
     return copy
 
 
-def _remove_dates(message: Any) -> None:
+def _remove_registration(message: Any) -> None:
+    """Removes what only a registry knows: when something was applied, and to which project."""
     for field, value in message.ListFields():
+        if field.name in ("meta", "project"):
+            message.ClearField(field.name)
+            continue
         if field.message_type is None:
             continue
         if field.message_type.GetOptions().map_entry:
@@ -237,8 +241,5 @@ def _remove_dates(message: Any) -> None:
             parts = [value[key] for key in value if hasattr(value[key], "ListFields")]
         else:
             parts = value if hasattr(value, "__len__") else [value]
-        if field.name == "meta":
-            message.ClearField("meta")
-        else:
-            for part in parts:
-                _remove_dates(part)
+        for part in parts:
+            _remove_registration(part)
