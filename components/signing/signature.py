@@ -65,6 +65,8 @@ def sign_directory(
         InvalidInput: the directory holds what no signature would cover, or is signed already.
         NotAvailable: the signer's service or token cannot be reached.
     """
+    from sigstore.errors import Error as SigstoreError
+
     folder = Path(directory)
     for name in (provenance.PROVENANCE_FILE, SIGNATURE_FILE):
         if (folder / name).exists():
@@ -86,7 +88,10 @@ def sign_directory(
     signed[provenance.PROVENANCE_FILE] = hashlib.sha256(text.encode()).digest()
     with tempfile.TemporaryDirectory(prefix="modelyard-") as elsewhere:
         bundle = Path(elsewhere, SIGNATURE_FILE)
-        signer.configuration.set_hashing_config(_hashed(signed)).sign(folder, bundle)
+        try:
+            signer.configuration.set_hashing_config(_hashed(signed)).sign(folder, bundle)
+        except (SigstoreError, OSError) as error:
+            raise NotAvailable(f"signing by {signer.method} failed ({error or type(error).__name__}); try again") from error
         write_text(folder / provenance.PROVENANCE_FILE, text)
         write_text(folder / SIGNATURE_FILE, bundle.read_text(encoding="ascii"))
     return made
@@ -147,12 +152,14 @@ def _pkcs11_signer() -> Signer:
     if not uri.startswith("pkcs11:"):
         # The value is not shown: it may hold the PIN.
         raise NotAvailable("MODELYARD_PKCS11_URI must be set to the key's PKCS #11 URI: pkcs11:token=…;object=…?pin-source=…")
+    try:
+        from PyKCS11 import PyKCS11Error
+    except ImportError as error:
+        raise NotAvailable("signing by PKCS #11 needs PyKCS11: install model-signing[pkcs11]") from error
     modules = os.environ.get("MODELYARD_PKCS11_MODULES")
     try:
         configuration = signing.Config().use_pkcs11_signer(pkcs11_uri=uri, module_paths=[modules] if modules else [])
-    except RuntimeError as error:
-        raise NotAvailable(f"signing by PKCS #11 needs more: {error}") from error
-    except ValueError as error:
+    except (PyKCS11Error, ValueError, OSError) as error:
         raise InvalidInput("MODELYARD_PKCS11_URI", "(not shown)", f"it does not lead to an EC key ({error})") from error
     # model-signing has no public way to ask for the key that it found.
     found: Any = configuration._signer
@@ -162,22 +169,32 @@ def _pkcs11_signer() -> Signer:
 def _sigstore_signer() -> Signer:
     from model_signing import signing
     from sigstore import oidc
+    from sigstore.errors import Error
 
+    variable = "MODELYARD_IDENTITY_TOKEN_FILE"
     token: str | None
-    if os.environ.get("MODELYARD_IDENTITY_TOKEN_FILE"):
-        token = (
-            _path_from("MODELYARD_IDENTITY_TOKEN_FILE", "an OpenID Connect token, such as a projected one").read_text().strip()
-        )
-    else:
-        token = oidc.detect_credential()
+    try:
+        if os.environ.get(variable):
+            token = _path_from(variable, "an OpenID Connect token").read_text(encoding="ascii").strip()
+        else:
+            token = oidc.detect_credential()
+        identity = oidc.IdentityToken(token).identity if token else ""
+    except (Error, ValueError) as error:
+        raise InvalidInput(variable, "(not shown)", f"give a current OpenID Connect token for sigstore ({error})") from error
     if not token:
         raise NotAvailable(
-            "signing by sigstore found no identity here: run it where one is ambient, or set MODELYARD_IDENTITY_TOKEN_FILE to "
-            "the path of an OpenID Connect token for the audience sigstore"
+            f"signing by sigstore found no identity here: run it where one is ambient, or set {variable} to the path of an "
+            f"OpenID Connect token for the audience sigstore"
         )
     trust = os.environ.get("MODELYARD_SIGSTORE_TRUST_CONFIG")
-    configuration = signing.Config().use_sigstore_signer(identity_token=token, trust_config=Path(trust) if trust else None)
-    return Signer("sigstore", oidc.IdentityToken(token).identity, configuration)
+    try:
+        configuration = signing.Config().use_sigstore_signer(identity_token=token, trust_config=Path(trust) if trust else None)
+    except (Error, ValueError, OSError) as error:
+        raise NotAvailable(
+            f"signing by sigstore: its services cannot be reached ({error or type(error).__name__}); for a private instance "
+            f"set MODELYARD_SIGSTORE_TRUST_CONFIG to the path of its trust configuration"
+        ) from error
+    return Signer("sigstore", identity, configuration)
 
 
 def _path_from(variable: str, what: str) -> Path:

@@ -33,10 +33,7 @@ def issue(
     """A certificate that counts from ``start`` to ``end``, both relative to now; without an issuer it signs itself."""
     now = datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    usage = dict.fromkeys(
-        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"),
-        False,
-    )
+    usage = dict.fromkeys(("content_commitment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
