@@ -16,7 +16,7 @@ def versions(home, model_name="fraud"):
 
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     found = sorted(client.search_model_versions(f"name = '{model_name}'"), key=lambda version: int(version.version))
-    return found, client.get_registered_model(model_name).aliases
+    return found, {alias: str(version) for alias, version in client.get_registered_model(model_name).aliases.items()}
 
 
 def test_a_first_model_is_released_and_becomes_the_champion(release, simulated, tmp_path):
@@ -31,7 +31,7 @@ def test_a_first_model_is_released_and_becomes_the_champion(release, simulated, 
     assert not set(info.roles.features) & {"customer_id", "terminal_id", "is_fraud", "event_timestamp"}
 
     found, aliases = versions(tmp_path / "home")
-    assert [version.version for version in found] == ["1"]
+    assert [str(version.version) for version in found] == ["1"]
     assert aliases["champion"] == "1"
     assert "challenger" not in aliases
     registered = result.step("register_model").outputs
@@ -53,7 +53,7 @@ def test_a_rerun_gives_the_same_version_and_a_second_model_is_judged_against_the
     assert evaluation["champion"]["digest"] == first.outputs["digest"]
     assert evaluation["champion"]["difference"]["pr_auc"]["low"] <= evaluation["champion"]["difference"]["pr_auc"]["high"]
     found, aliases = versions(tmp_path / "home")
-    assert [version.version for version in found] == ["1", "2"]
+    assert [str(version.version) for version in found] == ["1", "2"]
     assert aliases["champion"] == "2"
     assert "modelyard.previous" in found[0].tags or aliases.get("previous") == "1"
 
