@@ -80,10 +80,13 @@ def reachable() -> Iterator[None]:
     except MlflowException as error:
         if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"):
             raise
+        uri = settings.tracking_uri()
+        # MLflow's own message quotes the address, password and all; so would the error that this one comes from.
+        reason = _without_password(str(error).splitlines()[0], uri)[:300]
         raise NotAvailable(
-            f"MLflow at {_without_password(settings.tracking_uri())} does not answer as it should "
-            f"({str(error).splitlines()[0][:300]}): check MLFLOW_TRACKING_URI, the server and its credentials"
-        ) from error
+            f"MLflow at {_without_password(uri, uri)} does not answer as it should ({reason}): "
+            "check MLFLOW_TRACKING_URI, the server and its credentials"
+        ) from (None if urlsplit(uri).password else error)
     finally:
         if before is None:
             os.environ.pop(variable, None)
@@ -127,6 +130,6 @@ def _artifact_location(name: str) -> str | None:
     return f"{_artifact_root(Path(uri.removeprefix(_SQLITE)))}/{quote(name, safe='')}"
 
 
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri if parts.password is None else uri.replace(f":{parts.password}@", ":***@")
+def _without_password(text: str, uri: str) -> str:
+    password = urlsplit(uri).password
+    return text.replace(f":{password}@", ":***@") if password else text

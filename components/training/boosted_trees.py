@@ -170,11 +170,8 @@ def train_boosted_trees(
     spec = ModelSpec(features, train.info.roles.label, MODEL_FILE, 0.5)
     with training_session(plan) as session:
         session.run.tag({"modelyard.external_memory": str(external).lower()})
-        with _bins(train, validation, spec, parameters, external, Path(destination)) as (rows, held_out):
-            booster = _boost(session, learned, parameters.threads, rows, held_out)
-        best = session.best_round + 1
-        # Cut to the best round, so that a reader that knows nothing of early stopping answers as this one does.
-        model = booster[:best]
+        with _cache_folder(external, Path(destination)) as cache:
+            model = _boost(session, learned, parameters.threads, _bins(train, validation, spec, parameters, cache))
         return session.deliver(
             destination=Path(destination),
             spec=spec,
@@ -187,7 +184,7 @@ def train_boosted_trees(
                     "xgb_version": plan.versions["xgboost"],
                 }
             },
-            rounds=best,
+            rounds=session.best_round + 1,
             false_negative_cost=parameters.false_negative_cost,
             false_positive_cost=parameters.false_positive_cost,
             seed=parameters.seed,
@@ -264,24 +261,34 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
+def _cache_folder(needed: bool, destination: Path) -> Iterator[Path | None]:
+    """A folder beside the model for rows that do not fit into memory; removed at the end, or by the next attempt."""
+    if not needed:
+        yield None
+        return
+    cache = destination.parent / f".partial-{destination.name}-external-memory"
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.mkdir(parents=True)
+    print(f"The training rows are kept on disk, in {cache}: in memory they would take more than they may.", flush=True)
+    try:
+        yield cache
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
 def _bins(
-    train: LabelledRows,
-    validation: LabelledRows,
-    spec: ModelSpec,
-    parameters: BoostingParameters,
-    external: bool,
-    destination: Path,
-) -> Iterator[tuple["xgboost.DMatrix", "xgboost.DMatrix"]]:
-    """Training and validation rows as histogram bins; beyond memory, in a folder beside the model, removed at the end."""
+    train: LabelledRows, validation: LabelledRows, spec: ModelSpec, parameters: BoostingParameters, cache: Path | None
+) -> list["xgboost.DMatrix"]:
+    """Training and validation rows as histogram bins, in memory or in files below ``cache``."""
     xgboost = load_xgboost()
 
     class Batches(xgboost.DataIter):
-        def __init__(self, rows: LabelledRows, cache: str | None) -> None:
+        def __init__(self, rows: LabelledRows, name: str) -> None:
             # XGBoost goes over the rows several times: what fits into memory is read once.
+            super().__init__(cache_prefix=str(cache / name) if cache else None)
             held = None if cache else list(rows.matrices(spec))
             self._read = lambda: iter(held) if held is not None else rows.matrices(spec)
             self._left = self._read()
-            super().__init__(cache_prefix=cache)
 
         def next(self, input_data: Any) -> bool:
             for matrix, labels in self._left:
@@ -297,30 +304,20 @@ def _bins(
         def reset(self) -> None:
             self._left = self._read()
 
+    matrix_type = xgboost.ExtMemQuantileDMatrix if cache else xgboost.QuantileDMatrix
     common = {"max_bin": int(parameters.more.get("max_bin", 256)), "nthread": parameters.threads, "enable_categorical": True}
-    if not external:
-        rows = xgboost.QuantileDMatrix(Batches(train, None), **common)
-        yield rows, xgboost.QuantileDMatrix(Batches(validation, None), ref=rows, **common)
-        return
-    cache = destination.parent / f".partial-{destination.name}-external-memory"
-    shutil.rmtree(cache, ignore_errors=True)
-    cache.mkdir(parents=True)
-    print(f"The training rows are kept on disk, in {cache}: in memory they would take more than they may.", flush=True)
-    try:
-        rows = xgboost.ExtMemQuantileDMatrix(Batches(train, str(cache / "train")), **common)
-        yield rows, xgboost.ExtMemQuantileDMatrix(Batches(validation, str(cache / "validation")), ref=rows, **common)
-    finally:
-        shutil.rmtree(cache, ignore_errors=True)
+    rows = matrix_type(Batches(train, "train"), **common)
+    return [rows, matrix_type(Batches(validation, "validation"), ref=rows, **common)]
 
 
-def _boost(
-    session: Session, learned: dict[str, Any], threads: int, rows: "xgboost.DMatrix", held_out: "xgboost.DMatrix"
-) -> "xgboost.Booster":
+def _boost(session: Session, learned: dict[str, Any], threads: int, bins: list["xgboost.DMatrix"]) -> "xgboost.Booster":
+    """Grows the trees, and returns those up to the best round: a reader that knows nothing of early stopping gets them too."""
+    rows, held_out = bins
     xgboost = load_xgboost()
     saved = session.arrays.get(_BOOSTER)
     booster = xgboost.Booster(
         {**learned, "nthread": threads, "eval_metric": list(_METRICS)},
-        [rows, held_out],
+        bins,
         model_file=None if saved is None else bytearray(saved.tobytes()),
     )
     samples = any(float(learned.get(name, 1)) < 1 for name in _SAMPLING)
@@ -332,7 +329,7 @@ def _boost(
         if not number:
             _check_device(booster, learned["device"])
         session.end_round(_parse(booster.eval_set([(held_out, "validation")], number)), lambda: {_BOOSTER: _raw(booster)})
-    return booster
+    return booster[: session.best_round + 1]
 
 
 def _renew_samplers(booster: "xgboost.Booster") -> None:

@@ -52,7 +52,7 @@ class CheckpointFile:
             with np.load(self.path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             return Snapshot(json.loads(arrays.pop(_STATE).tobytes()), arrays)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             print(f"The checkpoint {self.path} cannot be read ({error}): starting over.")
             self.remove()
             return None
