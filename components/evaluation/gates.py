@@ -322,7 +322,9 @@ def _judge_absolute(
         cost = costs_of_scoring.get(gate.metric)
         if cost is None:
             return result(Estimate(None), INCONCLUSIVE, "it was not measured")
-        return result(Estimate(cost), PASS if cost <= gate.bound else FAIL, f"it is {cost:,.6g}")
+        return result(
+            Estimate(cost), PASS if cost <= gate.bound else FAIL, f"it is {cost:,.0f}" if cost >= 1000 else f"it is {cost:.4g}"
+        )
     found = metrics.get(gate.metric, Estimate(None))
     if missing := doubt or _missing(found, gate.on == "interval"):
         return result(found, INCONCLUSIVE, missing)

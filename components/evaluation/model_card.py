@@ -134,7 +134,7 @@ def sections(subject: Subject, statements: Statements) -> list[Section]:
     run = f"Run {subject.run_id} in MLflow holds the parameters, the figures and the reports." if subject.run_id else ""
     parts += [
         Section("Data", [_data(subject)]),
-        Section("Model", [_model(subject.spec)]),
+        Section("Model", _model(subject.spec)),
         Section("Limits", [Notes(limits)]),
         Section("Human oversight", [Notes([_stated(statements.oversight)])]),
         Section("Logging", [Notes([_stated(statements.logging), *([run] if run else [])])]),
@@ -300,35 +300,32 @@ def _data(subject: Subject) -> Table:
             name,
             _count(facts.get("rows")),
             _count(facts.get("positives")),
-            f"{moment(facts.get('start'))} to {moment(facts.get('end'))}",
-            Cell(facts.get("digest") or "–", tone="muted"),
+            Cell(f"{moment(facts.get('start'))} to {moment(facts.get('end'))}", facts.get("digest") or "no digest"),
         ]
         for name, facts in parts
     ]
-    return Table(("Part", "Rows", "Positives", "Time span", "Digest"), rows, frozenset({"Rows", "Positives"}))
+    return Table(("Part", "Rows", "Positives", "Time span and digest"), rows, frozenset({"Rows", "Positives"}))
 
 
 def _count(value: Any) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def _model(spec: ModelSpec) -> Facts:
+def _model(spec: ModelSpec) -> list[Facts | Notes]:
     features = [
         feature.name if feature.categories is None else f"{feature.name} ({len(feature.categories)} categories)"
         for feature in spec.features
     ]
     training = dict(spec.training)
     versions = training.pop("versions", {})
-    return Facts(
-        [
-            ("Format", f"{spec.model_file} ({_library(spec)})"),
-            ("Predicts", f"probability that {spec.label} is 1"),
-            ("Decision threshold", f"{spec.threshold:.6g}"),
-            ("Features", ", ".join(features)),
-            *[(name, value) for name, value in flat(training)],
-            ("Library versions", ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or "–"),
-        ]
-    )
+    facts = [
+        ("Format", f"{spec.model_file} ({_library(spec)})"),
+        ("Predicts", f"probability that {spec.label} is 1"),
+        ("Decision threshold", f"{spec.threshold:.6g}"),
+        *flat(training),
+        ("Library versions", ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or "–"),
+    ]
+    return [Facts(facts), Notes([f"Features: {', '.join(features)}."])]
 
 
 def _known_limits(subject: Subject) -> list[str]:

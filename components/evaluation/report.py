@@ -56,8 +56,8 @@ def render_report(evaluation: Evaluation) -> str:
         Section(
             "Figures",
             [_metrics_table(evaluation), *_difference_charts(evaluation)],
-            intro=f"{_confidence(evaluation)} intervals in brackets. "
-            "Differences are the model minus the champion, both resampled together.",
+            intro=f"{100 * evaluation.settings.confidence:g} % intervals in brackets."
+            + (" Differences are the model minus the champion, both resampled together." if evaluation.champion else ""),
         )
     )
     if data["positives"] and data["positives"] < data["rows"]:
@@ -83,10 +83,6 @@ def _models(evaluation: Evaluation) -> list[tuple[str, str, Judged]]:
     if evaluation.champion is not None and evaluation.champion_id is not None:
         models.append((f"Champion (version {evaluation.champion_id[0]})", "second", evaluation.champion))
     return models
-
-
-def _confidence(evaluation: Evaluation) -> str:
-    return f"{100 * evaluation.settings.confidence:g} %"
 
 
 def _facts(evaluation: Evaluation) -> Facts:

@@ -132,7 +132,8 @@ td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--grid); vertical-ali
 tr:last-child td { border-bottom: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; white-space: nowrap; }
-.detail { display: block; color: var(--muted); font-size: 12.5px; }
+.detail { display: block; color: var(--muted); font-size: 12.5px; overflow-wrap: anywhere; }
+.number .detail { overflow-wrap: normal; }
 td .badge { white-space: normal; } td.good, td.bad, td.warn, td.muted { color: var(--tone); }
 .badge { display: inline-block; padding: 1px 9px; border-radius: 999px; background: var(--soft); color: var(--tone);
   font-weight: 600; font-size: 12.5px; white-space: nowrap; }
