@@ -1,12 +1,10 @@
 """The quickstart pipeline: simulated card transactions, then a release of a fraud model on them. It needs no data."""
 
-from typing import NamedTuple
-
 from kfp import dsl
 
 from modelyard.components.features.component import simulate_transactions
 from modelyard.pipelines.cluster import place
-from modelyard.pipelines.release import release
+from modelyard.pipelines.release import Released, release
 
 
 @dsl.pipeline(name="quickstart", description="Simulate card transactions and release a fraud model on them.")
@@ -29,7 +27,7 @@ def quickstart(
     gates: dict = {},
     promote: bool = True,
     seed: int = 0,
-) -> NamedTuple("Outputs", [("decision", str), ("digest", str), ("version", str)]):
+) -> Released:
     """Simulates card transactions with frauds and releases a fraud model on them.
 
     Args:
@@ -92,7 +90,6 @@ def quickstart(
         promote=promote,
         seed=seed,
     )
-    results = NamedTuple("Outputs", [("decision", str), ("digest", str), ("version", str)])
-    return results(
+    return Released(
         decision=released.outputs["decision"], digest=released.outputs["digest"], version=released.outputs["version"]
     )

@@ -20,6 +20,14 @@ from modelyard.components.training.component import train_torch, train_xgboost
 from modelyard.pipelines.cluster import place, with_signing_key, with_verification_key, with_wandb_key
 
 
+class Released(NamedTuple):
+    """What a release tells the pipeline around it."""
+
+    decision: str
+    digest: str
+    version: str
+
+
 @dsl.pipeline(name="release", description="Train a model, judge it against the champion, sign it and register it.")
 def release(
     model_name: str,
@@ -53,7 +61,7 @@ def release(
     promote: bool = True,
     wandb_project: str = "",
     seed: int = 0,
-) -> NamedTuple("Outputs", [("decision", str), ("digest", str), ("version", str)]):
+) -> Released:
     """Trains a model on features as of each row's moment, judges it against the champion, signs it and registers it.
 
     Args:
@@ -217,8 +225,7 @@ def release(
         refusal = record_refusal(evaluation=evaluation.outputs["evaluation"], model_name=model_name, run_id=trained["run_id"])
         place(refusal, cpu="1", memory="1G", minutes=10)
 
-    results = NamedTuple("Outputs", [("decision", str), ("digest", str), ("version", str)])
-    return results(
+    return Released(
         decision=evaluation.outputs["decision"],
         digest=trained["digest"],
         version=dsl.OneOf(registered.outputs["version"], refusal.outputs["version"]),
