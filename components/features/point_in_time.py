@@ -25,7 +25,8 @@ from modelyard.components.errors import InvalidInput
 _MOMENT = "__moment"
 _KEY = "__key"
 _AVAILABLE = "__available"
-_RANK = "__rank"
+_AGE = "__age"
+_ROW = "__row"
 _SOURCE_ROW = "__source_row"
 
 
@@ -123,7 +124,7 @@ def _join(entity_rows: pl.DataFrame, moments: pl.Series, source: FeatureSource, 
     narrow = narrow.drop_nulls([_MOMENT, *keys])
     if cutoff and source.created:
         narrow = narrow.drop_nulls(_AVAILABLE)
-    found = _as_of(asked.with_row_index(_RANK), narrow, keys, cutoff=cutoff, has_created=bool(source.created))
+    found = _as_of(asked.with_row_index(_ROW), narrow, keys, cutoff=cutoff, has_created=bool(source.created))
     if source.ttl:
         served = event.gather(found)
         # In whole microseconds: the end of a very long ttl is no timestamp any more.
@@ -185,24 +186,21 @@ def _whole(column: pl.Series) -> pl.Series:
 
 def _as_of(asked: pl.DataFrame, rows: pl.DataFrame, keys: list[str], *, cutoff: bool, has_created: bool) -> pl.Series:
     """For each asked row the number of the source row that answers it, or null; in the order asked."""
-    order = [_MOMENT, _AVAILABLE] if has_created else [_MOMENT]
-    rows = rows.sort(order, nulls_last=False, maintain_order=True)
-    if cutoff and has_created:
-        late = rows.select((pl.col(_AVAILABLE) > pl.col(_MOMENT)).any()).item()
-        if late:
-            ranked = rows.with_row_index("__by_age").with_columns(pl.max_horizontal(_MOMENT, _AVAILABLE).alias(_MOMENT))
-            ranked = ranked.sort(_MOMENT, maintain_order=True)
-            newest = pl.col("__by_age").cum_max()
-            ranked = ranked.with_columns(newest.over(keys) if keys else newest)
-            rows = ranked.select(
-                _MOMENT, *keys, rows.get_column(_SOURCE_ROW).gather(ranked.get_column("__by_age")).alias(_SOURCE_ROW)
-            )
-    known = asked.drop_nulls([_MOMENT, *keys]).sort(_MOMENT)
-    found = known.join_asof(
-        rows.select(_MOMENT, *keys, _SOURCE_ROW), on=_MOMENT, by=keys or None, strategy="backward", check_sortedness=False
+    rows = rows.sort([_MOMENT, _AVAILABLE] if has_created else [_MOMENT], nulls_last=False, maintain_order=True)
+    if cutoff and has_created and rows.select((pl.col(_AVAILABLE) > pl.col(_MOMENT)).any()).item():
+        newest = pl.col(_AGE).cum_max()
+        available = (
+            rows.with_row_index(_AGE)
+            .select(pl.max_horizontal(_MOMENT, _AVAILABLE).alias(_MOMENT), *keys, _AGE)
+            .sort(_MOMENT, maintain_order=True)
+            .with_columns(newest.over(keys) if keys else newest)
+        )
+        rows = available.with_columns(rows.get_column(_SOURCE_ROW).gather(available.get_column(_AGE)))
+    answerable = pl.all_horizontal(pl.col(_MOMENT, *keys).is_not_null())
+    found = (
+        asked.filter(answerable)
+        .sort(_MOMENT)
+        .join_asof(rows.select(_MOMENT, *keys, _SOURCE_ROW), on=_MOMENT, by=keys or None, check_sortedness=False)
     )
-    return (
-        asked.select(_RANK)
-        .join(found.select(_RANK, _SOURCE_ROW), on=_RANK, how="left", maintain_order="left")
-        .get_column(_SOURCE_ROW)
-    )
+    unanswerable = asked.filter(~answerable).select(_ROW, pl.lit(None, found.schema[_SOURCE_ROW]).alias(_SOURCE_ROW))
+    return pl.concat([found.select(_ROW, _SOURCE_ROW), unanswerable]).sort(_ROW).get_column(_SOURCE_ROW)
