@@ -51,7 +51,7 @@ class Parameter:
         """The default as one would type it; empty for a required parameter."""
         if self.required or self.default is None:
             return ""
-        return self.default if isinstance(self.default, str) else json.dumps(_whole_numbers(self.default), sort_keys=True)
+        return self.default if isinstance(self.default, str) else json.dumps(whole_numbers(self.default), sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -321,12 +321,13 @@ def _texts(value: Any) -> list[str]:
     return []
 
 
-def _whole_numbers(value: Any) -> Any:
-    """KFP keeps every number as a float; whole ones read better without the ``.0``."""
-    if isinstance(value, float) and value.is_integer():
+def whole_numbers(value: Any) -> Any:
+    """The value with its whole floats as integers; KFP keeps every number as a float."""
+    # From 1e21 on Go, which a cluster's KFP is written in, writes an exponent, and Python reads that as a float.
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
         return int(value)
     if isinstance(value, dict):
-        return {key: _whole_numbers(part) for key, part in value.items()}
+        return {key: whole_numbers(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_whole_numbers(part) for part in value]
+        return [whole_numbers(part) for part in value]
     return value

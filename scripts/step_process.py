@@ -5,6 +5,7 @@ only the run's process holds: when that process dies, however it dies, the pipe 
 rerun therefore never races with a step of the run before.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,8 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from modelyard.scripts.compiled import whole_numbers
 
 # The watcher's parent is not the step (hence two subshells), so that a step sees no child it did not start. SIGTERM to the
 # group must not end it.
@@ -47,7 +50,7 @@ class StepProcess:
     def __init__(
         self, command: Sequence[str], environment: dict[str, str], *, log: Path, scratch: Path, lifeline: Lifeline, lock: int
     ) -> None:
-        self._command, self._environment, self._log = local_command(command), environment, log
+        self._command, self._environment, self._log = numbers_as_on_a_cluster(local_command(command)), environment, log
         self._scratch, self._lifeline, self._lock = scratch, lifeline, lock
         self._process: subprocess.Popen[bytes] | None = None
         self._asked_to_stop = False
@@ -107,4 +110,20 @@ def local_command(command: Sequence[str]) -> list[str]:
         if _EXECUTOR in part and '"$program_path/ephemeral_component.py"' in part:
             scripts = [*command[:index], part.replace(_EXECUTOR, f"exec {_EXECUTOR}")]
             return [script.replace("python3", sys.executable) for script in scripts] + command[index + 1 :]
+    return command
+
+
+def numbers_as_on_a_cluster(command: Sequence[str]) -> list[str]:
+    """The command with whole numbers among the parameters' values written as such.
+
+    KFP keeps every number as a float. On a cluster ``[128.0]`` reaches the step as ``[128]``, because Go writes it so; here it
+    would stay a float, and a step that works on one of the two would fail on the other.
+    """
+    command = list(command)
+    with suppress(ValueError):
+        index = command.index("--executor_input") + 1
+        executor_input = json.loads(command[index])
+        inputs = executor_input.get("inputs", {})
+        inputs["parameterValues"] = whole_numbers(inputs.get("parameterValues", {}))
+        command[index] = json.dumps(executor_input)
     return command

@@ -35,7 +35,8 @@ def modelyard(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env={**os.environ, "MODELYARD_HOME": str(tmp_path / "home"), **(environment or {})},
+            # Scratch files of a run that a test kills for good must not pile up in the system's folder.
+            env={**os.environ, "MODELYARD_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), **(environment or {})},
         )
         started.append(process)
         return process

@@ -61,6 +61,12 @@ def test_a_value_that_names_the_interpreter_arrives_as_it_is(packages, tmp_path,
     assert run_pipeline(packages / "speech.yaml", {"text": text, "count": 1}, tmp_path).outputs == {"Output": text}
 
 
+@pytest.mark.parametrize("given", [{}, {"sizes": "[128, 0.5, 1e300]", "options": {"depth": 3}}])
+def test_whole_numbers_in_lists_and_objects_arrive_as_on_a_cluster(packages, tmp_path, given):
+    outputs = run_pipeline(packages / "numbers.yaml", given, tmp_path).step("types").outputs
+    assert outputs == {"sizes_types": ["int", "float", "float"], "option_type": "int"}
+
+
 def test_a_step_runs_in_an_empty_folder_with_the_home_and_without_the_checkout(packages, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     outputs = run_pipeline(packages / "places.yaml", {}, tmp_path / "home").outputs

@@ -45,6 +45,22 @@ def surroundings() -> NamedTuple("Outputs", [("folder", str), ("entries", int), 
 
 
 @component("train")
+def types(sizes: list, options: dict, ratio: float) -> NamedTuple("Outputs", [("sizes_types", list), ("option_type", str)]):
+    """Tells what its numbers are.
+
+    Args:
+        sizes: Some numbers.
+        options: A number called depth.
+        ratio: A number.
+
+    Returns:
+        sizes_types: Type of each size.
+        option_type: Type of depth.
+    """
+    return ([type(size).__name__ for size in sizes], type(options["depth"]).__name__)
+
+
+@component("train")
 def fail(message: str):
     """Fails, and says why in two exceptions.
 
@@ -209,9 +225,16 @@ def loop():
         say(text=text)
 
 
+@dsl.pipeline(name="numbers")
+def numbers(sizes: list = [128, 0.5, 1e300], options: dict = {"depth": 3}):
+    types(sizes=sizes, options=options, ratio=1.0)
+
+
 @dsl.pipeline(name="dated")
 def dated():
     say(text=dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER)
 
 
-ALL = {function.name: function for function in (speech, branches, places, failure, waiting, child, killed, loop, dated)}
+ALL = {
+    function.name: function for function in (speech, branches, places, failure, waiting, child, killed, loop, numbers, dated)
+}
