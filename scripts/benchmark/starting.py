@@ -31,6 +31,7 @@ _SHOWN_IMPORTS = 8
 _SIMULATED = {"customers": 300, "terminals": 600, "days": 60}
 _ACCEPTED = {"absolute": [{"metric": "roc_auc", "min": 0.0, "on": "value"}], "difference": [], "min_positives": 1}
 _REFUSED = {**_ACCEPTED, "absolute": [{"metric": "roc_auc", "min": 1.0, "on": "value"}]}
+_SMALL_NETWORK = {"hidden": [8], "epochs": 2}
 _FEAST = ("feast", "feast.infra.offline_stores.duckdb")
 _MLFLOW = ("mlflow",)
 # What one would import to do each component's work.
@@ -54,7 +55,7 @@ def _measure(setting: Setting) -> list[Row]:
         ("refused", {"gates": _REFUSED})
     ]
     if importlib.util.find_spec("torch"):
-        runs.append(("trained by torch", {"gates": _ACCEPTED, "trainer": "torch"}))
+        runs.append(("trained by torch", {"gates": _ACCEPTED, "trainer": "torch", "training_parameters": _SMALL_NETWORK}))
     clocks = setting.scratch / "clocks"
     clocks.mkdir()
     hook = setting.scratch / "hook"
