@@ -123,20 +123,20 @@ def read_spec(directory: str | os.PathLike[str]) -> ModelSpec:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise InvalidInput(
+                "format_version", version, f"this release reads version {FORMAT_VERSION}; install the one that wrote it"
+            )
+        features = tuple(
+            Feature(entry["name"], None if entry["categories"] is None else tuple(entry["categories"]))
+            for entry in content.pop("features")
+        )
+        return ModelSpec(features=features, **content)
     except FileNotFoundError as error:
         raise InvalidInput(
             "model directory", str(directory), f"it has no {SPEC_FILE}; give a folder that training wrote"
         ) from error
-    except (ValueError, KeyError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise InvalidInput(
             "model directory", str(directory), f"its {SPEC_FILE} is damaged ({error}); train it again"
         ) from error
-    if version != FORMAT_VERSION:
-        raise InvalidInput(
-            "format_version", version, f"this release reads version {FORMAT_VERSION}; install the one that wrote it"
-        )
-    features = tuple(
-        Feature(entry["name"], None if entry["categories"] is None else tuple(entry["categories"]))
-        for entry in content.pop("features")
-    )
-    return ModelSpec(features=features, **content)

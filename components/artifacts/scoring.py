@@ -36,8 +36,15 @@ class _XGBoostEngine:
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         xgboost = load_xgboost()
-        self._one = xgboost.Booster({"nthread": 1}, model_file=path)
-        self._all = xgboost.Booster({"nthread": 0}, model_file=path)
+        try:
+            self._one = xgboost.Booster({"nthread": 1}, model_file=path)
+            self._all = xgboost.Booster({"nthread": 0}, model_file=path)
+        except xgboost.core.XGBoostError as error:
+            raise _unreadable(path, error) from error
+        found = self._one.num_features()
+        if found != len(spec.features):
+            remedy = f"{len(spec.features)} are specified beside it; train it again"
+            raise InvalidInput(str(path), f"{found} features", remedy)
 
     def score(self, matrix: np.ndarray) -> np.ndarray:
         booster = self._one if len(matrix) <= _FEW_ROWS else self._all
@@ -48,14 +55,23 @@ class _XGBoostEngine:
 class _OnnxEngine:
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except (failures.Fail, failures.InvalidGraph, failures.InvalidProtobuf, failures.NotImplemented) as error:
+            raise _unreadable(path, error) from error
         self._input = self._session.get_inputs()[0].name
 
     def score(self, matrix: np.ndarray) -> np.ndarray:
         return self._session.run(None, {self._input: matrix})[0].reshape(-1)
+
+
+def _unreadable(path: Path, error: Exception) -> InvalidInput:
+    reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+    return InvalidInput("model file", str(path), f"its library cannot read it ({reason}); train it again")
 
 
 _ENGINES: dict[str, Callable[[Path, ModelSpec], Engine]] = {".ubj": _XGBoostEngine, ".onnx": _OnnxEngine}
@@ -122,13 +138,16 @@ def load_scorer(directory: str | os.PathLike[str]) -> Scorer:
 def _replay_golden_rows(scorer: Scorer, path: Path) -> None:
     try:
         golden = json.loads(path.read_text(encoding="utf-8"))
+        features = golden["features"]
         matrix = np.array(golden["rows"], dtype=np.float32)
         expected = np.array(golden["scores"], dtype=np.float64)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise VerificationFailed(f"{path} cannot be read ({error}): the model's answers cannot be checked") from error
     if not len(expected):
         raise VerificationFailed(f"{path} holds no rows: the model's answers cannot be checked")
-    if golden["features"] != list(scorer.spec.feature_names):
+    if matrix.shape != (len(expected), len(scorer.spec.features)):
+        raise VerificationFailed(f"{path} is damaged: rows of shape {matrix.shape} and {len(expected)} scores")
+    if features != list(scorer.spec.feature_names):
         raise VerificationFailed(f"{path} is for other features than the model's")
     found = scorer.score_matrix(matrix)
     worst = int(np.argmax(np.abs(found - expected)))

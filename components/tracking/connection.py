@@ -4,6 +4,7 @@ MLflow makes its sqlite tables by running every migration it ever had, without a
 finds half a database, and two that start together break it. Here the database is made aside and renamed.
 """
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -102,7 +103,20 @@ def _import_quietly() -> Any:
         raise NotAvailable("MLflow is not installed: install modelyard[train] or modelyard[ops]") from error
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    _leave_feast_out()
     return MlflowClient
+
+
+def _leave_feast_out() -> None:
+    """Keeps MLflow from importing Feast, where both are installed, to ask it for request headers: 10 s of the first call."""
+    from mlflow.utils import plugins
+
+    announced = plugins.get_entry_points
+    plugins.get_entry_points = lambda group: [entry for entry in announced(group) if not entry.value.startswith("feast.")]
+    try:
+        importlib.import_module("mlflow.tracking.request_header.registry")
+    finally:
+        plugins.get_entry_points = announced
 
 
 def _make_database(path: Path) -> None:

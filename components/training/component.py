@@ -166,7 +166,7 @@ def train_torch(
         run_id: MLflow run of the training.
     """
     from modelyard.components.errors import InvalidInput
-    from modelyard.components.training.requested import override
+    from modelyard.components.training.requested import override, whole
     from modelyard.components.training.tabular_network import NetworkParameters, train_network
 
     chosen, more = override(
@@ -174,7 +174,7 @@ def train_torch(
             device=device,
             epochs=epochs,
             early_stopping_epochs=early_stopping_epochs,
-            hidden=hidden,
+            hidden=[whole(width) for width in hidden],
             dropout=dropout,
             learning_rate=learning_rate,
             weight_decay=weight_decay,

@@ -1,0 +1,38 @@
+import multiprocessing
+import time
+from pathlib import Path
+
+from modelyard.components.storage.locks import exclusive_lock
+
+
+def _add_slowly(folder: str, times: int) -> None:
+    for _ in range(times):
+        with exclusive_lock(Path(folder, "lock")):
+            counter = Path(folder, "counter")
+            seen = int(counter.read_text())
+            time.sleep(0.001)
+            counter.write_text(str(seen + 1))
+
+
+def test_no_two_processes_are_inside_at_once_though_the_lock_is_removed_each_time(tmp_path):
+    (tmp_path / "counter").write_text("0")
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_add_slowly, args=(str(tmp_path), 40)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert (tmp_path / "counter").read_text() == "120"
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_lock_whose_block_failed_is_free_again(tmp_path):
+    for _ in range(2):
+        try:
+            with exclusive_lock(tmp_path / "lock"):
+                raise ValueError
+        except ValueError:
+            pass
+    waited = []
+    with exclusive_lock(tmp_path / "lock", on_wait=lambda: waited.append(True)):
+        assert waited == []
