@@ -4,6 +4,9 @@ import calendar
 import datetime as dt
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -28,9 +31,20 @@ def _repo(name: str, folder: Path) -> Path:
     return repo
 
 
-def credit_scoring(folder: Path) -> tuple[Path, Path]:
-    """Feature repo and entity rows of 28,638 loan applications, 2020-08-25 to 2021-08-25; label ``loan_status``."""
+def _apply(repo: Path) -> Path:
+    feast = Path(sys.executable).with_name("feast")
+    subprocess.run([feast, "apply"], cwd=repo, check=True, capture_output=True, env={**os.environ, "FEAST_USAGE": "False"})
+    return repo
+
+
+def credit_scoring(folder: Path, change_definitions: Callable[[Path], None] | None = None) -> tuple[Path, Path]:
+    """Feature repo and entity rows of 28,638 loan applications, 2020-08-25 to 2021-08-25; label ``loan_status``.
+
+    ``change_definitions`` may edit the copy's ``features.py`` before it is applied.
+    """
     repo = _repo("credit_scoring", folder)
+    if change_definitions:
+        change_definitions(repo / "features.py")
     history = pl.read_csv(require("credit_scoring", "credit_history_sample.csv"), try_parse_dates=True)
     times = pl.col("event_timestamp", "created_timestamp").dt.replace_time_zone("UTC").dt.cast_time_unit("us")
     history.with_columns(times).write_parquet(repo / "data" / "credit_history.parquet")
@@ -41,7 +55,7 @@ def credit_scoring(folder: Path) -> tuple[Path, Path]:
     loans = pl.read_parquet(require("credit_scoring", "loan_table.parquet"))
     rows = folder / "loans.parquet"
     loans.drop("created_timestamp").with_columns(pl.col("event_timestamp").dt.cast_time_unit("us")).write_parquet(rows)
-    return repo, rows
+    return _apply(repo), rows
 
 
 def bank_marketing(folder: Path) -> tuple[Path, Path]:
@@ -86,4 +100,4 @@ def bank_marketing(folder: Path) -> tuple[Path, Path]:
     calls.select(profile).write_parquet(repo / "data" / "clients.parquet")
     rows = folder / "calls.parquet"
     calls.select("client_id", "market", "event_timestamp", "subscribed").write_parquet(rows)
-    return repo, rows
+    return _apply(repo), rows
