@@ -282,7 +282,7 @@ def _bins(
     """Training and validation rows as histogram bins, in memory or in files below ``cache``."""
     xgboost = load_xgboost()
 
-    class Batches(xgboost.DataIter):
+    class Batches(xgboost.DataIter):  # type: ignore[name-defined]
         def __init__(self, rows: LabelledRows, name: str) -> None:
             # XGBoost goes over the rows several times: what fits into memory is read once.
             super().__init__(cache_prefix=str(cache / name) if cache else None)

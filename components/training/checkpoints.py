@@ -63,7 +63,7 @@ class CheckpointFile:
             return
         state = np.frombuffer(json.dumps(snapshot.state, allow_nan=False).encode(), dtype=np.uint8)
         with atomic_file(self.path) as partial, partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{_STATE: state}, **snapshot.arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **{_STATE: state}, **snapshot.arrays)
 
     def remove(self) -> None:
         """Removes the snapshot: the training has ended well."""

@@ -101,7 +101,7 @@ def open_rows(path: str | os.PathLike[str], name: str) -> LabelledRows:
         raise InvalidInput(f"{name} column", SCORE_COLUMN, "rename it: this is what the model's own answer is called")
     if roles.label in roles.features:
         raise InvalidInput(f"{name} features", roles.label, "the label cannot be a feature; remove it from the features")
-    lazy = pl.scan_parquet(path)
+    lazy = pl.scan_parquet(Path(path))
     schema = lazy.collect_schema()
     for column in (*roles.features, roles.label, roles.timestamp):
         if column not in schema:

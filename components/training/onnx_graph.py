@@ -28,7 +28,7 @@ class _Graph:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
-    def constant(self, name: str, value: np.ndarray) -> str:
+    def constant(self, name: str, value: "np.ndarray | np.generic") -> str:
         self.constants.append(self._numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
