@@ -70,8 +70,6 @@ def test_a_ttl_shorter_than_the_age_of_the_snapshot_is_an_error_and_not_a_column
     def shorten(definitions):
         text = definitions.read_text()
         with_ttl = text.replace('"zipcode_features",\n', '"zipcode_features",\n    ttl=timedelta(days=365),\n')
-            '    name="zipcode_features",\n', '    name="zipcode_features",\n    ttl=timedelta(days=365),\n'
-        )
         assert with_ttl != text
         definitions.write_text(with_ttl.replace("from feast import", "from datetime import timedelta\n\nfrom feast import", 1))
 
