@@ -86,7 +86,7 @@ def _verify(directory: Path, place: Path, *, model_name: str, digest: str, trust
         raise InvalidInput("model directory", str(place), "give the path of an existing folder")
     verifier = trust.verifier()
     signature = directory / SIGNATURE_FILE
-    if signature.is_symlink() or not signature.is_file():
+    if not signature.is_file():
         raise VerificationFailed(f"{place} is not signed: it has no {SIGNATURE_FILE}. Use a model that sign_model wrote")
     try:
         bundle = signature.read_bytes().decode("ascii")

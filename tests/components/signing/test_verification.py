@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
 from modelyard.components.signing import verification
 from modelyard.components.signing.signature import configured_signer, sign_directory
-from modelyard.components.signing.trust import TrustedKey
+from modelyard.components.signing.trust import TrustedKey, configured_trust
 from modelyard.components.signing.verification import load_verified_model, verify_model
 from tests.support.certificates import write_private_key, write_public_key
 
@@ -161,6 +161,41 @@ def test_every_byte_of_the_signature_counts(signed):
             verify_model(signed.directory)
     path.write_bytes(content)
     verify_model(signed.directory)
+
+
+def loose_base64(text: str) -> str:
+    """Another text that decodes to the same bytes: bits that padding leaves unused are set."""
+    bundle = json.loads(text)
+    envelope = bundle["dsseEnvelope"]
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    for place, name in ((envelope, "payload"), (envelope["signatures"][0], "sig")):
+        if place[name].endswith("="):
+            body = place[name].rstrip("=")
+            other = body[:-1] + alphabet[alphabet.index(body[-1]) | 1] + place[name][len(body) :]
+            assert base64.b64decode(other) == base64.b64decode(place[name])
+            place[name] = other
+            return json.dumps(bundle, separators=(",", ":"))
+    return text + " "
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: text + "\n",
+        lambda text: json.dumps(json.loads(text), indent=1),
+        lambda text: text.replace('"tlogEntries"', '"tlogEntrie\\u0073"'),
+        lambda text: text.replace('"tlogEntries":[]', '"tlogEntries":[],"tlogEntries":[]'),
+        loose_base64,
+    ],
+    ids=["newline", "indented", "escaped", "doubled", "base64"],
+)
+def test_the_same_signature_written_differently_is_refused(signed, rewrite):
+    path = signed.directory / "model.sig"
+    text = path.read_text()
+    path.write_text(rewrite(text))
+    assert path.read_text() != text
+    with pytest.raises(VerificationFailed):
+        verify_model(signed.directory)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -388,6 +423,20 @@ def test_what_is_loaded_is_what_was_verified_even_if_the_directory_changes_in_be
     assert load_verified_model(signed.directory).score(rows) == expected
     monkeypatch.undo()
     assert load_verified_model(newer.directory).score(rows) != expected
+
+
+def test_what_was_altered_only_while_it_was_copied_is_not_loaded(signed, newer, monkeypatch):
+    def swap_copy_and_restore(source, destination, **details):
+        monkeypatch.undo()
+        kept = (signed.directory / "model.ubj").read_bytes()
+        shutil.copy(newer.directory / "model.ubj", signed.directory / "model.ubj")
+        shutil.copytree(source, destination, **details)
+        (signed.directory / "model.ubj").write_bytes(kept)
+
+    trust = configured_trust()
+    monkeypatch.setattr(verification.shutil, "copytree", swap_copy_and_restore)
+    with pytest.raises(VerificationFailed, match=r"altered since it was signed: model\.ubj"):
+        load_verified_model(signed.directory, trust=trust)
 
 
 def test_loading_leaves_no_copy_behind(signed, tmp_path, monkeypatch):
