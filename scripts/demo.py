@@ -100,9 +100,9 @@ def _run(title: str, package: Path, parameters: dict[str, Any], home: Path) -> R
         package, parameters, home, on_step=progress.step, on_start=lambda folder: progress.start(title, folder)
     )
     progress.finish(result)
-    print()
     if result.state != "succeeded":
         raise _Stopped(result)
+    print()
     return result
 
 
@@ -141,8 +141,8 @@ def _summary(result: RunResult) -> dict[str, Any]:
         "digest": evaluation["model_digest"],
         "metrics": {name: interval["value"] for name, interval in evaluation["metrics"].items()},
         "model_dir": registered.outputs["uri"] if registered else "",
-        "reports": {"evaluation": evaluated.artifacts["report"]}
-        | ({"model_card": steps["write_model_card"].artifacts["card_html"]} if registered else {}),
+        "reports": {"evaluation": evaluated.reports["report"]}
+        | ({"model_card": steps["write_model_card"].reports["card_html"]} if registered else {}),
     }
 
 

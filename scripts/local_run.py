@@ -10,8 +10,11 @@ comes back with the step that failed and its last lines, and an interrupted run 
     result.state, result.step("register_model").outputs["version"]
 """
 
+import builtins
 import contextlib
+import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -26,6 +29,7 @@ from typing import Any
 
 from modelyard.components.artifacts.digest import file_digest
 from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
+from modelyard.components.storage.files import atomic_file
 from modelyard.scripts import compiled
 from modelyard.scripts.run_record import RunRecord, open_run
 from modelyard.scripts.step_process import Lifeline, StepProcess
@@ -33,6 +37,7 @@ from modelyard.scripts.step_process import Lifeline, StepProcess
 # As long as Kubernetes gives a pod between SIGTERM and SIGKILL.
 GRACE_SECONDS = 30.0
 _TAIL_LINES = 60
+_REPORT_SUFFIXES = {"system.HTML": ".html", "system.Markdown": ".md"}
 _one_run = threading.Lock()
 
 
@@ -48,6 +53,7 @@ class Step:
         seconds: wall time.
         outputs: output parameters by name.
         artifacts: paths of output artifacts by name.
+        reports: paths of those that a person reads (HTML, Markdown), copied to a name that a browser knows.
         log: the step's log file.
     """
 
@@ -57,6 +63,7 @@ class Step:
     seconds: float = 0.0
     outputs: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
+    reports: dict[str, str] = field(default_factory=dict)
     log: str = ""
 
 
@@ -291,7 +298,21 @@ class _Execution:
                 seconds=round(time.monotonic() - began, 3),
                 outputs={key: _plain(value) for key, value in outputs.items() if key not in artifacts},
                 artifacts={key: _plain(value) for key, value in outputs.items() if key in artifacts},
+                reports=self._keep_reports(name, outputs),
             )
+
+    def _keep_reports(self, step: str, outputs: dict[str, Any]) -> dict[str, str]:
+        """KFP's artifact files have no suffix, so a double click would not open them."""
+        reports = {}
+        for name, artifact in outputs.items():
+            suffix = _REPORT_SUFFIXES.get(getattr(artifact, "schema_title", ""))
+            if suffix and Path(artifact.path).is_file():
+                report = self._record.reports / f"{step}.{name}{suffix}"
+                report.parent.mkdir(exist_ok=True)
+                with atomic_file(report) as partial:
+                    shutil.copyfile(artifact.path, partial)
+                reports[name] = str(report)
+        return reports
 
     def run_process(self, command: list[str], environment: dict[str, str]) -> int:
         """Runs the process of the current thread's task and returns its exit status."""
@@ -386,6 +407,7 @@ class _Execution:
             config.LocalExecutionConfig.instance,
         )
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_output_restored())
             stack.enter_context(_replaced(subprocess_task_handler, "SubprocessTaskHandler", Handler))
             stack.enter_context(
                 _replaced(
@@ -454,6 +476,19 @@ class _Execution:
     def _kill_processes(self) -> None:
         for process in list(self._processes):
             process.kill()
+
+
+@contextlib.contextmanager
+def _output_restored() -> Iterator[None]:
+    """Two steps at once can leave behind KFP's own handler on the root logger, and its indenting ``print``."""
+    root = logging.getLogger()
+    handlers, level, own_print = root.handlers[:], root.level, builtins.print
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        builtins.print = own_print
 
 
 def last_lines(log: Path) -> str:

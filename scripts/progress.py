@@ -65,19 +65,10 @@ class Progress:
             self._write(f"\n{self._paint(indented, _DIM)}\n\n")
         colour = {"succeeded": _GREEN, "failed": _RED}.get(result.state, _YELLOW)
         self._write(f"{result.name} {self._paint(result.state, colour)} in {result.seconds:.1f} s\n")
-        if result.decision:
-            good = result.decision == "pass"
-            reasons = f": {result.reasons}" if result.reasons and not good else ""
-            self._write(f"  decision  {self._paint(result.decision, _GREEN if good else _YELLOW)}{reasons}\n")
-        if result.error:
-            self._write(f"  error     {result.error}\n")
-        for name, value in result.outputs.items():
-            if name == "decision" and result.decision:
-                continue
-            self._write(f"  {name:<8}  {value}\n")
-        failed = next((step for step in result.steps if step.state == "failed"), None)
-        if result.state == "failed":
-            self._write(f"  log       {failed.log if failed else result.folder / 'logs' / 'pipeline.log'}\n")
+        lines = _outcome(result)
+        width = max((len(label) for label, _ in lines), default=0)
+        for label, value in lines:
+            self._write(f"  {label:<{max(width, 8)}}  {value}\n")
 
     def _tick(self) -> None:
         while not self._ended.wait(1.0):
@@ -102,3 +93,21 @@ class Progress:
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+def _outcome(result: RunResult) -> list[tuple[str, str]]:
+    """What a run came to, as labelled lines."""
+    lines = []
+    if result.decision:
+        reasons = f": {result.reasons}" if result.reasons and result.decision != "pass" else ""
+        lines.append(("decision", result.decision + reasons))
+    if result.error:
+        lines.append(("error", result.error))
+    # An artifact and its address are one thing to a person.
+    outputs = {str(value): name for name, value in result.outputs.items() if name != "decision" and value != ""}
+    reports = {path: step.name for step in result.steps for path in step.reports.values() if path.endswith(".html")}
+    lines += [(name, value) for value, name in {**outputs, **reports}.items()]
+    if result.state == "failed":
+        failed = next((step for step in result.steps if step.state == "failed"), None)
+        lines.append(("log", failed.log if failed else str(result.folder / "logs" / "pipeline.log")))
+    return lines

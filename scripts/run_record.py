@@ -56,6 +56,11 @@ class RunRecord:
         return self.folder / "artifacts"
 
     @property
+    def reports(self) -> Path:
+        """Where the reports go that a person reads."""
+        return self.folder / "reports"
+
+    @property
     def logs(self) -> Path:
         return self.folder / "logs"
 
@@ -130,7 +135,8 @@ def recover(runs: Path) -> list[Path]:
             # Killed before it had said anything about itself: nothing ran yet.
             shutil.rmtree(folder)
             continue
-        shutil.rmtree(folder / "artifacts", ignore_errors=True)
+        for made in ("artifacts", "reports"):
+            shutil.rmtree(folder / made, ignore_errors=True)
         _remove_scratch(content)
         for leftover in folder.rglob(f"{PARTIAL}*"):
             leftover.unlink(missing_ok=True)
