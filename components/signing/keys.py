@@ -87,13 +87,12 @@ def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
             f"MODELYARD_SIGNING_KEY to the path of an EC private key in PEM form"
         )
     mode = path.stat().st_mode
-    # A Secret mounted with an fsGroup is readable by the pod's group, which is the pod alone.
-    if mode & (0o007 if settings.in_cluster() else 0o077):
+    # In a cluster the pod is the boundary, and KFP mounts every Secret with mode 0644: it has no setting for that.
+    if mode & (0o002 if settings.in_cluster() else 0o077):
         raise InvalidInput(
             "MODELYARD_SIGNING_KEY",
             f"{path} (mode {mode & 0o777:04o})",
-            "others can read or change it: treat the key as known and make a new one, with mode 0600 "
-            "(in a cluster: defaultMode 0400 on the Secret's volume)",
+            "others can read or change it: treat the key as known and make a new one, with mode 0600",
         )
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)

@@ -79,13 +79,13 @@ def test_a_cluster_uses_the_mounted_secret_and_never_makes_a_key(tmp_path, monke
         private_key_path()
     assert not secret.exists()
     secret.mkdir()
-    key = write_private_key(secret / "signing.pem", mode=0o440)
+    key = write_private_key(secret / "signing.pem", mode=0o644)
     assert private_key_path() == secret / "signing.pem"
     assert not (secret / "signing.pub").exists()
     write_public_key(secret / "signing.pub", key)
     assert settings.verification_key() == secret / "signing.pub"
-    (secret / "signing.pem").chmod(0o444)
-    with pytest.raises(InvalidInput, match="defaultMode"):
+    (secret / "signing.pem").chmod(0o666)
+    with pytest.raises(InvalidInput, match="change it"):
         private_key_path()
 
 
