@@ -28,7 +28,7 @@ def log_evaluation(run_id: str, content: dict[str, Any], report: str) -> None:
         tracking.log_batch(
             run_id,
             metrics=[Metric(name, value, 0, 0) for name, value in figures.items() if value is not None],
-            tags=[RunTag("evaluation.decision", content["decision"]), RunTag("evaluation.reasons", reasons[:_LONGEST_TAG])],
+            tags=[RunTag("modelyard.decision", content["decision"]), RunTag("modelyard.reasons", reasons[:_LONGEST_TAG])],
         )
         tracking.log_text(run_id, report, "evaluation/report.html")
         tracking.log_dict(run_id, content, "evaluation/evaluation.json")

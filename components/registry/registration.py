@@ -202,7 +202,7 @@ def _note_on_run(registry: "MlflowClient", run: str, model_name: str, version: s
     from mlflow.exceptions import MlflowException
 
     try:
-        registry.set_tag(run, "registered_model", f"{model_name}/{version}")
+        registry.set_tag(run, "modelyard.registered_version", f"{model_name}/{version}")
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise InvalidInput("run_id", run, "MLflow has no such run; give the one that trained the model, or none") from error

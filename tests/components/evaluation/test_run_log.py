@@ -29,8 +29,8 @@ def test_figures_decision_and_report_reach_the_run_and_a_rerun_replaces_them(run
 
     found = tracking.get_run(run_id)
     assert found.data.metrics == {"test_pr_auc": 0.2, "test_pr_auc_difference": -0.1}
-    assert found.data.tags["evaluation.decision"] == "fail"
-    assert len(found.data.tags["evaluation.reasons"]) == 5000
+    assert found.data.tags["modelyard.decision"] == "fail"
+    assert len(found.data.tags["modelyard.reasons"]) == 5000
     folder = artifacts / run_id / "artifacts"
     assert (folder / "evaluation" / "report.html").read_text() == "<p>new</p>"
     assert (folder / "card" / "model_card.md").read_text() == "# cards"

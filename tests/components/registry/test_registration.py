@@ -58,7 +58,7 @@ def test_the_run_that_trained_it_and_the_version_name_each_other(release, home):
     run = client().create_run(client().create_experiment("x")).info.run_id
     made = release(run_id=run).register()
     assert client().get_model_version("fraud", made.version).run_id == run
-    assert client().get_run(run).data.tags["registered_model"] == f"fraud/{made.version}"
+    assert client().get_run(run).data.tags["modelyard.registered_version"] == f"fraud/{made.version}"
 
 
 def test_a_run_that_does_not_exist_is_named(release, home):
