@@ -5,7 +5,8 @@ import re
 from modelyard.components.errors import InvalidInput
 
 PROMOTIONS_SUFFIX = ".promotions"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+# What a Kubernetes label takes, so that whatever serves a model can carry its name.
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
 def check_model_name(name: str) -> str:
@@ -18,7 +19,7 @@ def check_model_name(name: str) -> str:
         raise InvalidInput(
             "model_name",
             name,
-            "use 1 to 100 letters, digits, '-', '_' and '.', starting with a letter or a digit "
+            "use 1 to 63 letters, digits, '-', '_' and '.', starting and ending with a letter or a digit, "
             f"and not ending with {PROMOTIONS_SUFFIX!r}",
         )
     return name

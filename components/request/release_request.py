@@ -3,15 +3,15 @@
 The KFP UI and recurring runs check types, nothing more, so this is the first step of the release pipeline.
 """
 
+import math
 import re
 from typing import Any
 
+from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput
 
 TRAINERS = ("xgboost", "torch")
 DEVICES = ("auto", "cpu", "cuda")
-# MLflow rejects slashes and colons in names, Kubernetes labels take at most 63 of these characters.
-_MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _UNEXPANDED = re.compile(r"\[\[.*?\]\]|\{\{.*?\}\}")
 
 
@@ -39,12 +39,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     from modelyard.components.evaluation.gates import parse_gates
     from modelyard.components.features.fetching import parse_moment
 
-    if not _MODEL_NAME.fullmatch(request["model_name"]):
-        raise InvalidInput(
-            "model_name",
-            request["model_name"],
-            "use 1 to 63 letters, digits, '.', '_' or '-', beginning and ending with a letter or digit",
-        )
+    check_model_name(request["model_name"])
     for field in ("feature_repo_uri", "entity_rows_uri", "feature_service", "label", "timestamp_column"):
         if not request[field].strip():
             raise InvalidInput(field, request[field], "it must be given")
@@ -59,7 +54,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     if start is not None and end is not None and start >= end:
         raise InvalidInput("data_end", request["data_end"], f"it must be after data_start, {request['data_start']}")
     for field in ("test_days", "validation_days", "gap_days"):
-        if request[field] < 0:
+        if not 0 <= request[field] < math.inf:
             raise InvalidInput(field, request[field], "give a number of days, zero or more")
     parse_gates(request["gates"])
     return training_branch(request["trainer"], request["device"])

@@ -1,0 +1,77 @@
+import pytest
+
+from modelyard.components.errors import InvalidInput
+from modelyard.components.request.component import check_release
+from modelyard.components.request.release_request import check_release_request, training_branch
+from tests.support.kfp_runner import run_component
+
+GOOD = {
+    "model_name": "fraud",
+    "feature_repo_uri": "/repo",
+    "entity_rows_uri": "/rows.parquet",
+    "feature_service": "fraud_detection",
+    "label": "is_fraud",
+    "timestamp_column": "event_timestamp",
+    "data_start": "2018-04-01",
+    "data_end": "2018-06-01T12:00:00Z",
+    "test_days": 7.0,
+    "validation_days": 7.0,
+    "gap_days": 7.0,
+    "trainer": "xgboost",
+    "device": "auto",
+    "gates": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "device", "branch"),
+    [
+        ("xgboost", "auto", "xgboost"),
+        ("xgboost", "cpu", "xgboost"),
+        ("xgboost", "cuda", "xgboost-gpu"),
+        ("torch", "auto", "torch"),
+        ("torch", "cuda", "torch-gpu"),
+    ],
+)
+def test_only_cuda_asks_for_a_step_with_a_gpu(trainer, device, branch):
+    assert training_branch(trainer, device) == branch
+    assert check_release_request({**GOOD, "trainer": trainer, "device": device}) == branch
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_name", ""),
+        ("model_name", "a b"),
+        ("model_name", "-fraud"),
+        ("model_name", "x" * 64),
+        ("model_name", "fraud.promotions"),
+        ("feature_repo_uri", " "),
+        ("entity_rows_uri", ""),
+        ("feature_service", ""),
+        ("label", ""),
+        ("timestamp_column", ""),
+        ("data_start", "01.04.2018"),
+        ("data_start", "[[ScheduledTime.2006-01-02]]"),
+        ("data_end", "{{$.scheduledTime.strftime('%Y-%m-%d')}}"),
+        ("data_end", "2018-04-01"),
+        ("test_days", -1.0),
+        ("validation_days", float("nan")),
+        ("gap_days", -0.5),
+        ("trainer", "xgboost' || true"),
+        ("device", "gpu"),
+        ("gates", {"absolute": [{"metric": "accuracy", "min": 0.9}]}),
+    ],
+)
+def test_a_parameter_that_cannot_work_is_named(field, value):
+    with pytest.raises(InvalidInput) as refused:
+        check_release_request({**GOOD, field: value})
+    assert refused.value.field.split(".")[0] == field
+
+
+def test_the_step_returns_the_branch_and_its_log_names_a_bad_parameter(tmp_path, capfd):
+    parameters = {name: value for name, value in GOOD.items() if name not in ("trainer", "gates")}
+    assert run_component(check_release, tmp_path / "good", **parameters, trainer="torch") == {"branch": "torch"}
+    with pytest.raises(RuntimeError):
+        run_component(check_release, tmp_path / "bad", **parameters, trainer="forest")
+    assert "trainer = 'forest': choose one of xgboost, torch" in capfd.readouterr().out
