@@ -23,8 +23,11 @@ def _command(home, parameters):
 
 
 def _finish(home, parameters):
+    """Runs a release to its end; returns the seconds that took."""
+    began = time.monotonic()
     finished = subprocess.run(_command(home, parameters), check=False, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    return time.monotonic() - began
 
 
 def _kill_after(seconds, home, parameters):
@@ -64,23 +67,18 @@ def _check_whole(home):
 
 def _kill_and_rerun(kills, tmp_path, parameters, monkeypatch):
     home = tmp_path / "home"
-    clean = tmp_path / "clean" / "home"
-    clean.parent.mkdir()
-    began = time.monotonic()
-    _finish(clean, parameters)
-    duration = time.monotonic() - began
-
     monkeypatch.setenv("MODELYARD_HOME", str(home))
     seed = int(os.environ.get("MODELYARD_TEST_SEED", time.time_ns() % 1_000_000))
     print(f"MODELYARD_TEST_SEED={seed}")
     moments = random.Random(seed)
+    duration = 10.0
     for _ in range(kills):
         _kill_after(moments.uniform(0.1, duration), home, parameters)
         deadline = time.monotonic() + 10
         while _processes_of(home) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not _processes_of(home)
-        _finish(home, parameters)
+        duration = _finish(home, parameters)
         _check_whole(home)
 
 
