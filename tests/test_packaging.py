@@ -77,7 +77,7 @@ def test_the_lock_pins_every_requirement_exactly():
     configuration.read(ROOT / "setup.cfg")
     pinned = {line.split("==")[0] for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
     sections = [configuration["options"]["install_requires"], *configuration["options.extras_require"].values()]
-    for requirement in "\n".join(sections).split():
+    for requirement in "\n".join(sections).splitlines():
         name = requirement.split("[")[0].split("=")[0].split(">")[0].split("<")[0].split("~")[0].lower().replace("_", "-")
         if name and name != "modelyard":
             assert name in pinned, f"{requirement} is not in requirements.lock; run ./scripts/lock"
