@@ -163,7 +163,7 @@ def _print_table(home: Path, content: dict[str, Any]) -> None:
             print(f"  {f'model {number}':<16}{release['model_dir']}")
     print(f"  {'all figures':<16}{home / 'demo.json'}")
     total = sum(content["seconds"].values())
-    print(f"\n{total:.0f} s of steps. Check a model: modelyard verify {_shown(content)} --home {home}")
+    print(f"\n{total:.0f} s of steps. Check a model: {sys.argv[0]} verify {_shown(content)} --home {home}")
     sys.stdout.flush()
 
 
