@@ -74,7 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         "Full logs, run.json and the artifacts are in HOME/runs/. Retries, caching and limits are for clusters:\n"
         "here a failing step ends the run at once.",
         "examples:\n  modelyard run quickstart --home /tmp/yard\n"
-        '  modelyard run release -p model_name=fraud -p test_days=7 -p \'gates={"absolute": {"pr_auc": 0.3}}\'\n'
+        "  modelyard run release --params release.yaml -p test_days=7 "
+        '-p \'gates={"absolute": [{"metric": "pr_auc", "min": 0.3}]}\'\n'
         "  modelyard run ./my_pipeline.yaml --params values.json",
     )
     _add_pipeline(run)

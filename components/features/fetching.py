@@ -87,8 +87,8 @@ def fetch_training_data(request: Request, training_data: str | os.PathLike[str])
         ModelyardError: the offline store did not return every row once.
     """
     with _scratch(request.feature_repo_uri, request.entity_rows_uri) as scratch:
-        repo = download(request.feature_repo_uri, Path(scratch, "feature_repo"))
-        path = download(request.entity_rows_uri, Path(scratch, "entity_rows"))
+        repo = _brought("feature_repo_uri", request.feature_repo_uri, Path(scratch, "feature_repo"))
+        path = _brought("entity_rows_uri", request.entity_rows_uri, Path(scratch, "entity_rows"))
         settings = read_settings(repo)
         rows = _entity_rows(path, request)
         joined = _join(settings, request, rows)
@@ -121,6 +121,14 @@ def _scratch(*uris: str) -> AbstractContextManager[str]:
     if all(local_path(uri) is not None for uri in uris):
         return nullcontext("")
     return tempfile.TemporaryDirectory(prefix="modelyard-")
+
+
+def _brought(field: str, uri: str, destination: Path) -> Path:
+    """What ``uri`` names, on this machine; an error names the parameter rather than only its value."""
+    try:
+        return download(uri, destination)
+    except InvalidInput as error:
+        raise InvalidInput(field, uri, error.remedy) from error
 
 
 def _join(settings: RepoSettings, request: Request, rows: pl.DataFrame) -> Joined:
@@ -196,7 +204,12 @@ def read_rows(path: Path) -> pl.DataFrame:
         parts = _parts(path)
         if not parts:
             raise InvalidInput("entity_rows_uri", str(path), "the folder holds no .parquet file")
-        return pl.concat([_read_parquet(part) for part in parts], how="vertical_relaxed")
+        frames = [_read_parquet(part) for part in parts]
+        try:
+            return pl.concat(frames, how="vertical_relaxed")
+        except pl.exceptions.PolarsError as error:
+            remedy = f"its .parquet files are not parts of one table ({error}); give the folder of one"
+            raise InvalidInput("entity_rows_uri", str(path), remedy) from error
     with path.open("rb") as file:
         if file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
             return _read_parquet(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from modelyard.components.evaluation.gates import parse_gates
 from modelyard.scripts import cli
 
 MODELYARD = Path(sys.executable).with_name("modelyard")
@@ -63,6 +64,13 @@ def test_each_command_has_help_of_its_own(command, capsys):
         cli.main([command, "--help"])
     assert end.value.code == 0
     assert f"usage: modelyard {command}" in capsys.readouterr().out
+
+
+def test_the_gates_of_the_example_are_gates(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    gates = re.search(r"gates=({.*})'", capsys.readouterr().out)
+    assert parse_gates(json.loads(gates[1])).absolute
 
 
 def test_the_version_is_the_packages(capsys):

@@ -227,7 +227,7 @@ def test_a_missing_join_key_is_named(repo, tmp_path):
     [
         (b"PAR1 cut off", "not a whole Parquet file"),
         (b"", "neither as Parquet nor as CSV"),
-        (None, "nothing is there"),
+        (None, "entity_rows_uri = '.*/given': nothing is there"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(repo, tmp_path, content, message):
@@ -242,6 +242,19 @@ def test_a_folder_without_parts_is_refused(repo, tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InvalidInput, match=r"the folder holds no \.parquet file"):
         _fetch(repo, tmp_path, tmp_path / "nothing")
+
+
+def test_a_folder_of_several_tables_is_refused(repo, tmp_path):
+    (tmp_path / "tables").mkdir()
+    _rows().write_parquet(tmp_path / "tables" / "a.parquet")
+    _rows().drop("label").write_parquet(tmp_path / "tables" / "b.parquet")
+    with pytest.raises(InvalidInput, match=r"entity_rows_uri = .* are not parts of one table"):
+        _fetch(repo, tmp_path, tmp_path / "tables")
+
+
+def test_a_missing_feature_repo_is_named(tmp_path):
+    with pytest.raises(InvalidInput, match=r"feature_repo_uri = '.*/nowhere': nothing is there"):
+        _fetch(tmp_path / "nowhere", tmp_path, _rows())
 
 
 def test_moments_are_utc_unless_they_say_otherwise():
