@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from modelyard.components import settings
 from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.lean_imports import left_out
 from modelyard.components.storage.files import atomic_file
 from modelyard.components.storage.locks import exclusive_lock
 
@@ -98,7 +99,8 @@ def _import_quietly() -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     try:
-        from mlflow.tracking import MlflowClient
+        with left_out("pandas"):
+            from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise NotAvailable("MLflow is not installed: install modelyard[train] or modelyard[ops]") from error
     for name in ("mlflow", "alembic"):

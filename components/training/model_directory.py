@@ -19,6 +19,7 @@ from modelyard.components.artifacts.digest import model_digest
 from modelyard.components.artifacts.model import REFERENCE_FILE, SCORE_COLUMN, SPEC_FILE, ModelSpec, write_spec
 from modelyard.components.artifacts.scoring import load_scorer, open_scorer, write_golden_rows
 from modelyard.components.errors import InvalidInput
+from modelyard.components.evaluation.metrics import average_precision, curve, roc_auc
 from modelyard.components.storage.files import atomic_directory, write_text
 from modelyard.components.training.labelled_rows import LabelledRows
 from modelyard.components.training.threshold import cheapest_threshold
@@ -66,8 +67,6 @@ def write_model_directory(
         false_negative_cost, false_positive_cost: costs that the threshold minimises.
         seed: seed of the reference sample.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
     _make_room(destination)
     with atomic_directory(destination) as directory:
         write_model(directory / spec.model_file)
@@ -81,12 +80,13 @@ def write_model_directory(
         _write_mlmodel(directory, train, flavour)
         load_scorer(directory)
         digest = model_digest(directory)
+    points = curve(validation.labels, scores)
     return Delivery(
         digest=digest,
         threshold=threshold,
         metrics={
-            "validation_pr_auc": float(average_precision_score(validation.labels, scores)),
-            "validation_roc_auc": float(roc_auc_score(validation.labels, scores)),
+            "validation_pr_auc": average_precision(points),
+            "validation_roc_auc": roc_auc(points),
         },
     )
 

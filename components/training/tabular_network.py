@@ -22,6 +22,7 @@ from modelyard.components.artifacts.model import ModelSpec
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.artifacts.scoring import open_scorer
 from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
+from modelyard.components.evaluation.metrics import average_precision, curve, log_losses
 from modelyard.components.training.labelled_rows import LabelledRows, check_alike, fit_features, open_rows
 from modelyard.components.training.onnx_graph import write_network
 from modelyard.components.training.requested import check_costs, check_range, positive_weight
@@ -323,8 +324,6 @@ def _fit(
     held_out_labels: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Trains to the end, and returns the weights of the best epoch."""
-    from sklearn.metrics import average_precision_score, log_loss
-
     torch = _import_torch()
     module = network.module
     weight = float(session.plan.parameters["positive_weight"])
@@ -360,10 +359,10 @@ def _fit(
             raise ModelyardError(
                 f"epoch {epoch} gave scores that are no numbers: lower learning_rate, {parameters.learning_rate}"
             )
-        quality = float(average_precision_score(held_out_labels, scores))
+        quality = average_precision(curve(held_out_labels, scores))
         if not epoch or quality > max(session.history[CRITERION]):
             best = _weights(module)
-        metrics = {CRITERION: quality, "round_log_loss": float(log_loss(held_out_labels, scores.astype(np.float64)))}
+        metrics = {CRITERION: quality, "round_log_loss": float(log_losses(held_out_labels, scores.astype(np.float64)).mean())}
         session.end_round(metrics, lambda best=best: _snapshot(module, optimizer, best))  # type: ignore[misc]
     return best
 
@@ -424,16 +423,17 @@ def _check_parity(network: _Network, path: Path, spec: ModelSpec, rows: np.ndarr
 def _reproducible(threads: int, device: str) -> Iterator[None]:
     """Deterministic algorithms on the CPU and a given number of threads, in the block only."""
     torch = _import_torch()
-    threads_before, strict_before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads_before, strict_before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     if threads:
         torch.set_num_threads(threads)
     # On a GPU some have no deterministic form that is fast: there only the seed is fixed.
-    torch.use_deterministic_algorithms(device == "cpu")
+    # Not use_deterministic_algorithms: that loads PyTorch's compiler, seconds long, to tell it too.
+    torch.set_deterministic_debug_mode("error" if device == "cpu" else "default")
     try:
         yield
     finally:
         torch.set_num_threads(threads_before)
-        torch.use_deterministic_algorithms(strict_before)
+        torch.set_deterministic_debug_mode(strict_before)
 
 
 def _import_torch() -> Any:

@@ -1,9 +1,13 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from jsonschema.validators import Draft7Validator
 from packageurl import PackageURL
 
 from modelyard.components.errors import InvalidInput
@@ -69,3 +73,36 @@ def test_an_invalid_document_is_refused(traced, monkeypatch):
 
     with pytest.raises(InvalidInput, match="CycloneDX"):
         bill_of_materials(traced, STATED)
+
+
+def test_no_field_of_the_document_is_an_address_whose_checker_a_step_leaves_out(traced, monkeypatch):
+    checked = []
+    checkers = Draft7Validator.FORMAT_CHECKER.checkers
+    for name in ("iri", "iri-reference"):
+        assert name in checkers
+        monkeypatch.setitem(checkers, name, (lambda value: bool(checked.append(value) or True), ()))
+    text = bill_of_materials(traced, STATED)
+    assert checked == []
+
+    document = json.loads(text)
+    document["externalReferences"] = [{"type": "website", "url": "https://example.org"}]
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(document)) is None
+    assert checked == ["https://example.org"]
+
+
+@pytest.mark.parametrize("flaw", [{"serialNumber": "7"}, {"nonsense": 1}, {"metadata": {"timestamp": "yesterday"}}])
+def test_a_step_refuses_an_invalid_document_too(traced, flaw):
+    document = json.loads(bill_of_materials(traced, STATED)) | flaw
+    code = (
+        "import sys\n"
+        "from modelyard.components.errors import InvalidInput\n"
+        "from modelyard.components.evaluation.bill_of_materials import _validate\n"
+        "try: _validate(sys.stdin.read())\n"
+        "except InvalidInput as error: print(error.field, 'rfc3987_syntax' in sys.modules)\n"
+    )
+    environment = {**os.environ, "_KFP_RUNTIME": "true"}
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment, input=json.dumps(document)
+    ).stdout
+    assert done.stdout.split() == ["bill", "of", "materials", "False"]
