@@ -102,7 +102,5 @@ def test_a_step_refuses_an_invalid_document_too(traced, flaw):
     )
     environment = {**os.environ, "_KFP_RUNTIME": "true"}
     command = [sys.executable, "-c", code]
-    told = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=environment, input=json.dumps(document)
-    ).stdout
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, input=json.dumps(document))
     assert done.stdout.split() == ["bill", "of", "materials", "False"]
