@@ -1,13 +1,13 @@
 """How a pipeline's steps are placed on a cluster: resources, retries, time limits and where configuration comes from.
 
 All of it stands in the compiled YAML; the local runner ignores it. Every name is optional on the cluster: what a step
-needs and does not find, it says itself.
+needs and does not find, it says itself. Mounted files are in ``KEYS_FOLDER``.
 
 | kind | name | holds |
 |---|---|---|
-| ConfigMap | ``modelyard`` | ``MLFLOW_TRACKING_URI``, ``MODELYARD_MODEL_STORE``, ``AWS_ENDPOINT_URL``, ``AWS_DEFAULT_REGION`` |
-| ConfigMap | ``modelyard-verification`` | ``signing.pub``, mounted where models are verified |
-| Secret | ``modelyard-signing`` | ``signing.pem`` and ``signing.pub``, mounted in ``sign_model`` alone |
+| ConfigMap | ``modelyard`` | ``MLFLOW_TRACKING_URI``, ``MODELYARD_MODEL_STORE`` and the rest of ``CONFIGURATION`` |
+| ConfigMap | ``modelyard-verification`` | ``signing.pub`` or trusted certificates, mounted where models are verified |
+| Secret | ``modelyard-signing`` | ``signing.pem``, ``signing.pub`` or ``MODELYARD_PKCS11_URI``, for ``sign_model`` alone |
 | Secret | ``modelyard-storage`` | ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``; not needed with workload identity |
 | Secret | ``modelyard-mlflow`` | ``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD`` |
 | Secret | ``modelyard-wandb`` | ``WANDB_API_KEY`` |
@@ -16,6 +16,21 @@ needs and does not find, it says itself.
 from kfp import dsl, kubernetes
 
 KEYS_FOLDER = "/var/run/secrets/modelyard"
+CONFIGURATION = (
+    "MLFLOW_TRACKING_URI",
+    "MODELYARD_MODEL_STORE",
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
+    # How models are signed and whose signatures count, where that is not an EC key: see modelyard.components.signing.
+    "MODELYARD_SIGNING_CERTIFICATE",
+    "MODELYARD_PKCS11_MODULES",
+    "MODELYARD_IDENTITY_TOKEN_FILE",
+    "MODELYARD_SIGSTORE_TRUST_CONFIG",
+    "MODELYARD_TRUST",
+    "MODELYARD_TRUSTED_CERTIFICATES",
+    "MODELYARD_TRUSTED_IDENTITY",
+    "MODELYARD_TRUSTED_ISSUER",
+)
 
 
 def place(
@@ -39,12 +54,7 @@ def place(
     if gpu:
         task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(1)
     kubernetes.set_timeout(task, minutes * 60)
-    kubernetes.use_config_map_as_env(
-        task,
-        "modelyard",
-        {name: name for name in ("MLFLOW_TRACKING_URI", "MODELYARD_MODEL_STORE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")},
-        optional=True,
-    )
+    kubernetes.use_config_map_as_env(task, "modelyard", {name: name for name in CONFIGURATION}, optional=True)
     _secret_as_environment(task, "modelyard-storage", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     _secret_as_environment(task, "modelyard-mlflow", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     return task
@@ -52,6 +62,7 @@ def place(
 
 def with_signing_key(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Mounts the private signing key; only the step that signs gets it."""
+    _secret_as_environment(task, "modelyard-signing", "MODELYARD_PKCS11_URI")
     return kubernetes.use_secret_as_volume(task, "modelyard-signing", KEYS_FOLDER, optional=True)
 
 

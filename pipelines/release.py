@@ -37,6 +37,7 @@ def release(
     label: str,
     timestamp_column: str = "event_timestamp",
     entity_features: list = [],
+    kept_columns: list = [],
     data_start: str = "",
     data_end: str = "",
     test_days: float = 0.0,
@@ -53,11 +54,15 @@ def release(
     gates: dict = {},
     slices: list = [],
     cluster_by: str = "",
+    recall_at_precision: float = 0.9,
+    cards_per_day: int = 100,
     purpose: str = "",
     owner: str = "",
     risk_class: str = "",
     limits: str = "",
     oversight: str = "",
+    logging: str = "",
+    signing_method: str = "key",
     promote: bool = True,
     wandb_project: str = "",
     seed: int = 0,
@@ -72,6 +77,7 @@ def release(
         label: Column of the entity rows to predict, 0 or 1.
         timestamp_column: Column of the entity rows that holds each row's moment.
         entity_features: Further columns of the entity rows that the model gets, known at the row's moment.
+        kept_columns: Further columns of the entity rows that are no features, to slice, cluster or group by.
         data_start: First moment of the rows to use (ISO date or time, UTC); empty for no bound.
         data_end: Moment before which the rows to use end (ISO date or time, UTC); empty for no bound.
         test_days: Days at the end that the model is judged on; 0 to use test_fraction.
@@ -88,11 +94,15 @@ def release(
         gates: Gates of the evaluation; empty for the defaults. See evaluate_model.
         slices: Columns by whose values the model is judged separately as well.
         cluster_by: Column, such as a customer's id, by which the bootstrap resamples; empty to resample rows.
+        recall_at_precision: Precision that the recall at precision is taken at.
+        cards_per_day: Cards (values of cluster_by) that can be checked in a day, for card precision.
         purpose: What the model is for, for its card.
         owner: Who answers for the model, for its card.
         risk_class: Risk class of the use, for the card.
         limits: Where the model must not be used, for its card.
         oversight: Who watches the model and can overrule it, for its card.
+        logging: What is logged of its use, and for how long, for its card.
+        signing_method: key, certificate, pkcs11 or sigstore; keys and identities come from the cluster's configuration.
         promote: Whether an accepted model becomes the champion at once; otherwise it stays the challenger.
         wandb_project: Weights & Biases project that mirrors the run; empty for none.
         seed: Seed of everything random.
@@ -114,9 +124,14 @@ def release(
         test_days=test_days,
         validation_days=validation_days,
         gap_days=gap_days,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
         trainer=trainer,
         device=device,
+        false_negative_cost=false_negative_cost,
+        false_positive_cost=false_positive_cost,
         gates=gates,
+        signing_method=signing_method,
     )
     place(request, cpu="1", memory="1G", minutes=10)
 
@@ -128,6 +143,7 @@ def release(
         label=label,
         timestamp_column=timestamp_column,
         entity_features=entity_features,
+        kept_columns=kept_columns,
         start=data_start,
         end=data_end,
     ).after(request)
@@ -179,6 +195,8 @@ def release(
         gates=gates,
         slices=slices,
         cluster_by=cluster_by,
+        recall_at_precision=recall_at_precision,
+        cards_per_day=cards_per_day,
         false_negative_cost=false_negative_cost,
         false_positive_cost=false_positive_cost,
         seed=seed,
@@ -195,6 +213,7 @@ def release(
             risk_class=risk_class,
             limits=limits,
             oversight=oversight,
+            logging=logging,
             run_id=trained["run_id"],
         )
         place(card, cpu="1", memory="4G", minutes=30)
@@ -206,6 +225,7 @@ def release(
             bom=card.outputs["bom"],
             model_name=model_name,
             run_id=trained["run_id"],
+            method=signing_method,
         )
         with_signing_key(place(signed, cpu="2", memory="4G", minutes=60))
         registered = register_model(

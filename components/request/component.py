@@ -18,9 +18,14 @@ def check_release(
     test_days: float = 0.0,
     validation_days: float = 0.0,
     gap_days: float = 0.0,
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.1,
     trainer: str = "xgboost",
     device: str = "auto",
+    false_negative_cost: float = 10.0,
+    false_positive_cost: float = 1.0,
     gates: dict = {},
+    signing_method: str = "key",
 ) -> NamedTuple("Outputs", [("branch", str)]):
     """Checks a release's parameters before anything expensive starts.
 
@@ -38,9 +43,14 @@ def check_release(
         test_days: Days at the end that the model is judged on; 0 to use a fraction.
         validation_days: Days before those, for early stopping and the threshold; 0 to use a fraction.
         gap_days: Days left out between the parts, because labels arrive late.
+        test_fraction: Share of the rows that the model is judged on, where test_days is 0.
+        validation_fraction: Share of the rows for early stopping and the threshold, where validation_days is 0.
         trainer: xgboost or torch.
         device: auto, cpu or cuda.
+        false_negative_cost: Cost of a positive that the model misses.
+        false_positive_cost: Cost of a negative that the model flags.
         gates: Gates of the evaluation; see evaluate_model.
+        signing_method: key, certificate, pkcs11 or sigstore.
 
     Returns:
         branch: The training step to run: xgboost, xgboost-gpu, torch or torch-gpu.
@@ -60,9 +70,14 @@ def check_release(
             "test_days": test_days,
             "validation_days": validation_days,
             "gap_days": gap_days,
+            "test_fraction": test_fraction,
+            "validation_fraction": validation_fraction,
             "trainer": trainer,
             "device": device,
+            "false_negative_cost": false_negative_cost,
+            "false_positive_cost": false_positive_cost,
             "gates": gates,
+            "signing_method": signing_method,
         }
     )
     return (branch,)

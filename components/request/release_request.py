@@ -38,6 +38,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     """
     from modelyard.components.evaluation.gates import parse_gates
     from modelyard.components.features.fetching import parse_moment
+    from modelyard.components.signing.signature import METHODS
 
     check_model_name(request["model_name"])
     for field in ("feature_repo_uri", "entity_rows_uri", "feature_service", "label", "timestamp_column"):
@@ -56,5 +57,13 @@ def check_release_request(request: dict[str, Any]) -> str:
     for field in ("test_days", "validation_days", "gap_days"):
         if not 0 <= request[field] < math.inf:
             raise InvalidInput(field, request[field], "give a number of days, zero or more")
+    for field in ("test_fraction", "validation_fraction"):
+        if not 0 < request[field] < 1:
+            raise InvalidInput(field, request[field], "give a share between 0 and 1")
+    for field in ("false_negative_cost", "false_positive_cost"):
+        if not 0 < request[field] < math.inf:
+            raise InvalidInput(field, request[field], "give a cost above zero")
+    if request["signing_method"] not in METHODS:
+        raise InvalidInput("signing_method", request["signing_method"], f"choose one of {', '.join(METHODS)}")
     parse_gates(request["gates"])
     return training_branch(request["trainer"], request["device"])

@@ -19,7 +19,12 @@ GOOD = {
     "gap_days": 7.0,
     "trainer": "xgboost",
     "device": "auto",
+    "test_fraction": 0.2,
+    "validation_fraction": 0.1,
+    "false_negative_cost": 10.0,
+    "false_positive_cost": 1.0,
     "gates": {},
+    "signing_method": "key",
 }
 
 
@@ -58,6 +63,11 @@ def test_only_cuda_asks_for_a_step_with_a_gpu(trainer, device, branch):
         ("test_days", -1.0),
         ("validation_days", float("nan")),
         ("gap_days", -0.5),
+        ("test_fraction", 1.5),
+        ("validation_fraction", 0.0),
+        ("false_negative_cost", -1.0),
+        ("false_positive_cost", float("inf")),
+        ("signing_method", "gpg"),
         ("trainer", "xgboost' || true"),
         ("device", "gpu"),
         ("gates", {"absolute": [{"metric": "accuracy", "min": 0.9}]}),
