@@ -38,16 +38,47 @@ def upload_directory(source: Path, bucket: str, key: str, last: str) -> None:
         upload_files(source, last, lambda path, name: _send(folder, f"{key}/{name}", path))
 
 
+def get_file(bucket: str, key: str, destination: Path) -> bool:
+    """Writes the object to ``destination``, whole or not at all; returns whether there is one."""
+    with _clear_errors(bucket, key):
+        folder = _bucket(bucket)
+        stored = folder.get_blob(key, retry=_retry())
+        if stored is None:
+            return False
+        objects = [StoredObject(key, stored.size)]
+        download_objects(_uri(bucket, key), key, objects, destination, lambda stored, path: _fetch(folder, stored, path))
+        return True
+
+
+def put_file(source: Path, bucket: str, key: str, patience: float) -> None:
+    """Writes the file to the key, over what is there; gives up after ``patience`` seconds without an answer."""
+    with _clear_errors(bucket, key):
+        _bucket(bucket).blob(key).upload_from_filename(
+            str(source), checksum="auto", retry=_retry(patience), timeout=patience / 2
+        )
+
+
+def remove(bucket: str, key: str) -> None:
+    """Removes the object, if there is one."""
+    from google.api_core.exceptions import NotFound
+
+    with _clear_errors(bucket, key):
+        try:
+            _bucket(bucket).blob(key).delete(retry=_retry())
+        except NotFound:
+            return
+
+
 def _bucket(name: str) -> Any:
     from google.cloud import storage
 
     return storage.Client().bucket(name)
 
 
-def _retry() -> Any:
+def _retry(seconds: float = _RETRY_SECONDS) -> Any:
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    return DEFAULT_RETRY.with_timeout(_RETRY_SECONDS)
+    return DEFAULT_RETRY.with_timeout(seconds)
 
 
 def _objects_below(folder: Any, key: str, limit: int | None = None) -> list[StoredObject]:

@@ -51,19 +51,47 @@ def upload_directory(source: Path, bucket: str, key: str, last: str) -> None:
         upload_files(source, last, lambda path, name: _send(client, bucket, f"{key}/{name}", path))
 
 
-def _client() -> Any:
+def get_file(bucket: str, key: str, destination: Path) -> bool:
+    """Writes the object to ``destination``, whole or not at all; returns whether there is one."""
+    with _clear_errors(bucket, key):
+        client = _client()
+        stored = _head(client, bucket, key)
+        if stored is None:
+            return False
+        download_objects(
+            _uri(bucket, key), key, [stored], destination, lambda stored, path: _fetch(client, bucket, stored, path)
+        )
+        return True
+
+
+def put_file(source: Path, bucket: str, key: str, patience: float) -> None:
+    """Writes the file to the key, over what is there; gives up after ``patience`` seconds without an answer."""
+    with _clear_errors(bucket, key):
+        _client(patience).upload_file(str(source), bucket, key, Config=_transfer())
+
+
+def remove(bucket: str, key: str) -> None:
+    """Removes the object, if there is one."""
+    with _clear_errors(bucket, key):
+        _client().delete_object(Bucket=bucket, Key=key)
+
+
+def _client(patience: float | None = None) -> Any:
     import boto3
     from botocore.config import Config
 
     elsewhere = any(name in os.environ for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+    # With one retry, each attempt may wait half the time.
+    hasty = {"connect_timeout": patience / 2, "read_timeout": patience / 2} if patience else {}
     # Not boto3's shared session, which keeps the credentials that it saw first.
     return boto3.session.Session().client(
         "s3",
         config=Config(
-            retries={"max_attempts": 5, "mode": "standard"},
+            retries={"max_attempts": 1 if patience else 5, "mode": "standard"},
             max_pool_connections=2 * PARALLEL_TRANSFERS,
             # Other servers than Amazon's rarely have a host name for each bucket.
             s3={"addressing_style": "path"} if elsewhere else {},
+            **hasty,
         ),
     )
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from modelyard.components.errors import InvalidInput
-from modelyard.components.storage.files import atomic_directory
+from modelyard.components.storage.files import atomic_directory, atomic_file
 from modelyard.components.storage.objects import regular_files
 
 _STORES = {
@@ -38,6 +38,15 @@ class Store(Protocol):
 
     def upload_directory(self, source: Path, bucket: str, key: str, last: str) -> None:
         """Writes every file below ``source`` to the key, the one named ``last`` after all others."""
+
+    def get_file(self, bucket: str, key: str, destination: Path) -> bool:
+        """Writes the object to ``destination``, whole or not at all; returns whether there is one."""
+
+    def put_file(self, source: Path, bucket: str, key: str, patience: float) -> None:
+        """Writes the file to the key, over what is there; gives up after ``patience`` seconds without an answer."""
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Removes the object, if there is one."""
 
 
 def local_path(uri: str) -> Path | None:
@@ -129,6 +138,64 @@ def upload_directory(source: str | os.PathLike[str], uri: str, *, last: str = ""
         return
     store, bucket, key = _locate(uri)
     store.upload_directory(Path(source), bucket, key, last)
+
+
+def get_file(uri: str, destination: str | os.PathLike[str]) -> Path | None:
+    """Brings the file at ``uri`` to this machine, if there is one.
+
+    Args:
+        uri: what to bring.
+        destination: path to write to, whole or not at all; unused for what is on this machine already.
+
+    Returns:
+        The path to read: ``destination``, or for a local URI the path it names, which is not copied; None if nothing is
+        there.
+
+    Raises:
+        NotAvailable: the store cannot be reached, or does not let us in.
+    """
+    path = local_path(uri)
+    if path is not None:
+        return path if path.is_file() else None
+    store, bucket, key = _locate(uri)
+    return Path(destination) if store.get_file(bucket, key, Path(destination)) else None
+
+
+def put_file(source: str | os.PathLike[str], uri: str, *, patience: float = 60.0) -> None:
+    """Copies a file to ``uri``, over what is there: a reader gets the old content or the new one, never a part.
+
+    This is for state that belongs to one writer. What is released goes by ``upload_directory``, which overwrites nothing.
+
+    Args:
+        source: file on this machine.
+        uri: where to.
+        patience: seconds without an answer from the store after which to give up; an upload that makes headway may take
+            longer.
+
+    Raises:
+        NotAvailable: the store cannot be reached, or does not let us in.
+    """
+    path = local_path(uri)
+    if path is not None:
+        with atomic_file(path) as partial:
+            shutil.copyfile(source, partial)
+        return
+    store, bucket, key = _locate(uri)
+    store.put_file(Path(source), bucket, key, patience)
+
+
+def remove(uri: str) -> None:
+    """Removes the file at ``uri``, if there is one.
+
+    Raises:
+        NotAvailable: the store cannot be reached, or does not let us in.
+    """
+    path = local_path(uri)
+    if path is not None:
+        path.unlink(missing_ok=True)
+        return
+    store, bucket, key = _locate(uri)
+    store.remove(bucket, key)
 
 
 def _locate(uri: str) -> tuple[Store, str, str]:

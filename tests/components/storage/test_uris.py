@@ -1,3 +1,4 @@
+import socket
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,61 @@ def test_an_upload_that_was_cut_short_lacks_the_last_file_and_is_completed_by_th
     assert not uris.exists(f"{bucket}/folder/last")
     uris.upload_directory(folder, f"{bucket}/folder", last="last")
     assert contents(uris.download(f"{bucket}/folder", tmp_path / "back")) == contents(folder)
+
+
+@pytest.mark.server
+def test_a_file_is_put_over_the_one_before_and_removed(bucket, tmp_path):
+    uri, source = f"{bucket}/state/one.bin", tmp_path / "source"
+    assert uris.get_file(uri, tmp_path / "back") is None
+    # The last is larger than one part.
+    for content in (b"first, the longest of the short ones", b"second", b"", bytes(range(256)) * (48 * 4096)):
+        source.write_bytes(content)
+        uris.put_file(source, uri, patience=20)
+        assert uris.get_file(uri, tmp_path / "back").read_bytes() == content
+    uris.put_file(source, f"{uri}.more")
+    uris.remove(uri)
+    uris.remove(uri)
+    assert uris.get_file(uri, tmp_path / "again") is None
+    assert not (tmp_path / "again").exists()
+    assert uris.exists(f"{uri}.more")
+
+
+@pytest.mark.server
+def test_a_folder_is_no_file_to_get(bucket, folder, tmp_path):
+    uris.upload_directory(folder, f"{bucket}/folder")
+    assert uris.get_file(f"{bucket}/folder", tmp_path / "back") is None
+
+
+@pytest.mark.server
+def test_a_file_cannot_be_put_into_a_missing_bucket(bucket, folder):
+    scheme = bucket.partition("://")[0]
+    with pytest.raises(NotAvailable, match=f"{scheme}://nowhere/x"):
+        uris.put_file(folder / "a.txt", f"{scheme}://nowhere/x")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_store_that_takes_connections_and_never_answers_is_given_up(scheme, folder, monkeypatch):
+    # A listener that nobody accepts from: the system takes the connection, and the request is never read.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        with pytest.raises(NotAvailable, match=f"{scheme}://bucket/x: the store cannot be reached"):
+            uris.put_file(folder / "a.txt", f"{scheme}://bucket/x", patience=1)
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_a_local_file_is_put_over_the_one_before_and_removed(form, folder, tmp_path):
+    uri = form.format(tmp_path / "state" / "one")
+    assert uris.get_file(uri, tmp_path / "unused") is None
+    for name in ("a.txt", "last"):
+        uris.put_file(folder / name, uri)
+        assert uris.get_file(uri, tmp_path / "unused").read_bytes() == (folder / name).read_bytes()
+    uris.remove(uri)
+    uris.remove(uri)
+    assert list((tmp_path / "state").iterdir()) == []
 
 
 @pytest.mark.server
