@@ -339,6 +339,7 @@ def _fit(
     later = torch.from_numpy(held_out).to(device)
     half = torch.bfloat16 if mixed and torch.cuda.is_bf16_supported() else torch.float16
     loss_of = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weight, device=device))
+    kept = session.arrays
     while not session.finished:
         epoch = session.rounds_done
         torch.manual_seed(parameters.seed * 1_000_003 + epoch)
@@ -347,7 +348,7 @@ def _fit(
         module.train()
         order = torch.randperm(len(rows)).to(device)
         for chosen in order.split(parameters.batch_size):
-            session.stop_if_asked()
+            session.stop_if_asked(lambda: kept)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device, dtype=half, enabled=mixed):
                 loss = loss_of(network.logits(rows[chosen]).float(), wanted[chosen])
@@ -363,7 +364,8 @@ def _fit(
         if not epoch or quality > max(session.history[CRITERION]):
             best = _weights(module)
         metrics = {CRITERION: quality, "round_log_loss": float(log_losses(held_out_labels, scores.astype(np.float64)).mean())}
-        session.end_round(metrics, lambda best=best: _snapshot(module, optimizer, best))  # type: ignore[misc]
+        kept = _snapshot(module, optimizer, best)
+        session.end_round(metrics, lambda: kept)
     return best
 
 
@@ -423,17 +425,16 @@ def _check_parity(network: _Network, path: Path, spec: ModelSpec, rows: np.ndarr
 def _reproducible(threads: int, device: str) -> Iterator[None]:
     """Deterministic algorithms on the CPU and a given number of threads, in the block only."""
     torch = _import_torch()
-    threads_before, strict_before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    threads_before, strict_before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if threads:
         torch.set_num_threads(threads)
     # On a GPU some have no deterministic form that is fast: there only the seed is fixed.
-    # Not use_deterministic_algorithms: that loads PyTorch's compiler, seconds long, to tell it too.
-    torch.set_deterministic_debug_mode("error" if device == "cpu" else "default")
+    torch.use_deterministic_algorithms(device == "cpu")
     try:
         yield
     finally:
         torch.set_num_threads(threads_before)
-        torch.set_deterministic_debug_mode(strict_before)
+        torch.use_deterministic_algorithms(strict_before)
 
 
 def _import_torch() -> Any:
