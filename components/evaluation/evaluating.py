@@ -260,7 +260,12 @@ def _rows(frame: pl.DataFrame, info: DatasetInfo, labels: np.ndarray, cluster_by
         reason = "it needs cluster_by, the column of the cards or customers to check"
         return Rows(labels, np.arange(len(labels))), {"card_precision": reason}
     if cluster_by not in frame.columns:
-        raise InvalidInput("cluster_by", cluster_by, f"the test set lacks it; it has {', '.join(frame.columns)}")
+        raise InvalidInput(
+            "cluster_by",
+            cluster_by,
+            f"the test set lacks it; it has {', '.join(frame.columns)}. "
+            "Name a column of the entity rows in fetch_features' kept_columns to have it here",
+        )
     codes = frame.get_column(cluster_by).rank("dense").cast(pl.Int64).to_numpy().astype(np.float64) - 1
     # Rows without a customer are nobody's: each is a cluster of its own.
     unknown = np.isnan(codes)

@@ -37,7 +37,12 @@ def cut(frame: pl.DataFrame, columns: list[str]) -> list[Slice]:
     slices = []
     for column in columns:
         if column not in frame.columns or columns.count(column) > 1:
-            raise InvalidInput("slices", column, f"name each column once; the test set has {', '.join(frame.columns)}")
+            raise InvalidInput(
+                "slices",
+                column,
+                f"name each column once; the test set has {', '.join(frame.columns)}. "
+                "Name a column of the entity rows in fetch_features' kept_columns to have it here",
+            )
         values = _names(frame.get_column(column))
         for value in values.unique(maintain_order=False).sort().to_list():
             slices.append(Slice(column, value, (values == value).to_numpy()))

@@ -65,6 +65,7 @@ def fetch_features(
     start: str = "",
     end: str = "",
     entity_features: list = [],
+    kept_columns: list = [],
     full_feature_names: bool = False,
     filter_by_created_timestamp: bool = True,
 ) -> NamedTuple("Outputs", [("rows", int), ("digest", str)]):
@@ -84,6 +85,8 @@ def fetch_features(
         start: First moment to include, an ISO date or time; empty for no limit.
         end: First moment to leave out, an ISO date or time; empty for no limit.
         entity_features: Further columns of the entity rows to use as features: what comes with a request at prediction time.
+        kept_columns: Further columns of the entity rows that stay in the dataset without being features, to slice, cluster or
+            group by.
         full_feature_names: Whether features are named view__feature, for services whose views share names.
         filter_by_created_timestamp: Whether feature rows that were created after the moment are left out, so that later
             corrections do not leak into the past.
@@ -105,6 +108,7 @@ def fetch_features(
             start,
             end,
             tuple(entity_features),
+            tuple(kept_columns),
             full_feature_names,
             filter_by_created_timestamp,
         ),

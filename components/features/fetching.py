@@ -38,6 +38,7 @@ class Request:
         start: first moment to include, ISO date or time; empty for no limit.
         end: first moment to leave out, ISO date or time; empty for no limit.
         entity_features: further columns of the entity rows that are features: what comes with a request at prediction time.
+        kept_columns: further columns of the entity rows that stay in the dataset without being features.
         full_feature_names: name features ``view__feature``.
         filter_by_created_timestamp: leave out feature rows created after the moment.
     """
@@ -50,6 +51,7 @@ class Request:
     start: str = ""
     end: str = ""
     entity_features: Sequence[str] = ()
+    kept_columns: Sequence[str] = ()
     full_feature_names: bool = False
     filter_by_created_timestamp: bool = True
 
@@ -83,7 +85,7 @@ def fetch_training_data(request: Request, training_data: str | os.PathLike[str])
     """Joins features to the entity rows and writes the dataset to ``training_data``.
 
     Raises:
-        InvalidInput: something in the request cannot be used, or a feature view has nothing for any row.
+        InvalidInput: something in the request cannot be used, or a feature has no value in any row.
         ModelyardError: the offline store did not return every row once.
     """
     with _scratch(request.feature_repo_uri, request.entity_rows_uri) as scratch:
@@ -98,10 +100,11 @@ def fetch_training_data(request: Request, training_data: str | os.PathLike[str])
             "repo_revision": joined.revision,
             "offline_store": settings.offline_store,
             "filter_by_created_timestamp": request.filter_by_created_timestamp,
+            "kept_columns": list(request.kept_columns),
             "entity_rows": {"digest": _content_digest(path), "rows": rows.height},
         }
-    frame = _checked(joined, rows)
     features = tuple(name for names in joined.features.values() for name in names) + tuple(request.entity_features)
+    frame = _checked(joined, rows, features, request)
     moments = frame.get_column(request.timestamp_column)
     lineage |= {
         "rows": frame.height,
@@ -111,7 +114,7 @@ def fetch_training_data(request: Request, training_data: str | os.PathLike[str])
         "without_features": _without_features(joined),
     }
     roles = Roles(features, request.label, request.timestamp_column, joined.entities)
-    columns = (request.timestamp_column, *joined.entities, *features, request.label)
+    columns = (request.timestamp_column, *joined.entities, *features, request.label, *request.kept_columns)
     write_dataset(frame.select(*dict.fromkeys(columns)), training_data, DatasetInfo(roles, lineage))
     return Fetched(frame.height, file_digest(training_data))
 
@@ -147,7 +150,8 @@ def _join(settings: RepoSettings, request: Request, rows: pl.DataFrame) -> Joine
     return Joined(frame, keys, features, plan.revision)
 
 
-def _checked(joined: Joined, rows: pl.DataFrame) -> pl.DataFrame:
+def _checked(joined: Joined, rows: pl.DataFrame, features: Sequence[str], request: Request) -> pl.DataFrame:
+    """The joined rows with the kept columns, which take no part in the join and so come as they were given."""
     if joined.frame.height != rows.height:
         raise ModelyardError(f"the offline store returned {joined.frame.height} rows for {rows.height} entity rows")
     for view, share in _without_features(joined).items():
@@ -157,7 +161,17 @@ def _checked(joined: Joined, rows: pl.DataFrame) -> pl.DataFrame:
                 view,
                 "none of its features has a value for any row: check its ttl, its join keys and its time span",
             )
-    return joined.frame
+    for name in features:
+        column = joined.frame.get_column(name)
+        if (column.fill_nan(None) if column.dtype.is_float() else column).null_count() == column.len():
+            where = "entity_features" if name in request.entity_features else "feature"
+            raise InvalidInput(
+                where, name, "no row has a value for it, so nothing can be learned from it: fill it or leave it out"
+            )
+    for name in request.kept_columns:
+        if name in features:
+            raise InvalidInput("kept_columns", name, "it is a feature and stays in the dataset anyway; leave it out here")
+    return joined.frame.with_columns(rows.select(*dict.fromkeys(request.kept_columns)).get_columns())
 
 
 def _without_features(joined: Joined) -> dict[str, float]:
@@ -174,6 +188,9 @@ def _entity_rows(path: Path, request: Request) -> pl.DataFrame:
     require_columns(rows, [request.timestamp_column], "timestamp_column")
     require_columns(rows, [request.label], "label")
     require_columns(rows, request.entity_features, "entity_features")
+    require_columns(rows, request.kept_columns, "kept_columns")
+    if request.label in request.kept_columns:
+        raise InvalidInput("kept_columns", request.label, "the label stays in the dataset anyway; leave it out here")
     if request.label in request.entity_features:
         raise InvalidInput("entity_features", request.label, "the label is what is to be predicted; it cannot be a feature")
     rows = rows.with_columns(_moments(rows.get_column(request.timestamp_column)))
@@ -198,8 +215,15 @@ def read_rows(path: Path) -> pl.DataFrame:
     """The rows of a Parquet or CSV file, or of all Parquet files of a folder in the order of their names.
 
     Raises:
-        InvalidInput: there is nothing there that can be read.
+        InvalidInput: there is nothing there that can be read, or no row in it.
     """
+    rows = _read(path)
+    if rows.is_empty():
+        raise InvalidInput("entity_rows_uri", str(path), f"the {'folder' if path.is_dir() else 'file'} holds no rows")
+    return rows
+
+
+def _read(path: Path) -> pl.DataFrame:
     if path.is_dir():
         parts = _parts(path)
         if not parts:
@@ -214,9 +238,20 @@ def read_rows(path: Path) -> pl.DataFrame:
         if file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
             return _read_parquet(path)
     try:
-        return pl.read_csv(path, infer_schema_length=None)
-    except (pl.exceptions.ComputeError, pl.exceptions.NoDataError) as error:
-        raise InvalidInput("entity_rows_uri", str(path), f"it can be read neither as Parquet nor as CSV ({error})") from error
+        rows = pl.read_csv(path, infer_schema_length=None)
+    except pl.exceptions.NoDataError:
+        return pl.DataFrame()
+    except pl.exceptions.PolarsError as error:
+        # What follows the first line is advice on calling the reader.
+        raise _neither(path, str(error).partition("\n")[0]) from error
+    if rows.width == 1:
+        raise _neither(path, f"its first line has no comma: {rows.columns[0][:80]!r}")
+    return rows
+
+
+def _neither(path: Path, reason: str) -> InvalidInput:
+    remedy = f"it can be read neither as Parquet nor as CSV with commas and a header line ({reason})"
+    return InvalidInput("entity_rows_uri", str(path), remedy)
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:

@@ -123,7 +123,12 @@ def _boundary(moments: pl.Series, days: float, rows: int) -> datetime:
 
 def _keep_groups_together(assigned: pl.DataFrame, group_by: str) -> pl.DataFrame:
     if group_by not in assigned.columns:
-        raise InvalidInput("group_by", group_by, f"the dataset lacks this column; it has {', '.join(assigned.columns[:-1])}")
+        raise InvalidInput(
+            "group_by",
+            group_by,
+            f"the dataset lacks this column; it has {', '.join(assigned.columns[:-1])}. "
+            "Name a column of the entity rows in fetch_features' kept_columns to have it here",
+        )
     spread = (
         assigned.drop_nulls([_PART, group_by])
         .group_by(group_by)
@@ -157,5 +162,5 @@ def _check(parts: dict[str, pl.DataFrame], info: DatasetInfo) -> None:
             faults.append(f"the {name} data has no row of label {0 if positives else 1}")
     if faults:
         raise InvalidInput(
-            "split", "; ".join(described), f"{' and '.join(faults)}; change the days, fractions or gap, or fetch more"
+            "split", " and ".join(faults), f"change the days, fractions or gap, or fetch more. It gives {'; '.join(described)}"
         )

@@ -8,8 +8,14 @@ import pytest
 
 from modelyard.components.artifacts.dataset import read_dataset
 from modelyard.components.artifacts.digest import file_digest
+from modelyard.components.artifacts.model import read_spec
 from modelyard.components.errors import InvalidInput, ModelyardError
+from modelyard.components.evaluation.evaluating import Settings, evaluate
 from modelyard.components.features.fetching import Request, fetch_training_data, parse_moment
+from modelyard.components.features.simulated_repo import ENTITY_FEATURES, FEATURE_SERVICE, LABEL, write_simulated_repo
+from modelyard.components.features.simulation import Scale
+from modelyard.components.features.splitting import PARTS, Split, split_dataset
+from modelyard.components.training.boosted_trees import BoostingParameters, train_boosted_trees
 from tests.support.feast_oracle import EPOCH, SERVICE, TTL, choose_store, create_repo, write_source
 
 HOUR = timedelta(hours=1)
@@ -172,6 +178,88 @@ def test_a_view_that_has_nothing_for_any_row_is_refused(repo, tmp_path):
         _fetch(repo, tmp_path, _rows(shop=["b"] * 5))
 
 
+@pytest.mark.parametrize("store", ["duckdb", "tests.support.feast_oracle.ElsewhereOfflineStore"])
+def test_kept_columns_stay_as_they_were_given_and_are_no_features(repo, tmp_path, store):
+    choose_store(repo, store)
+    channel = pl.Series("channel", ["web", "web", None, "app", "app"], dtype=pl.Categorical)
+    rows = _rows(channel=channel, seen=[True, None, False, True, None])
+    plain, without = _fetch(repo, tmp_path, rows)
+    kept = ("channel", "seen", "shop", "channel")
+    frame, info = _fetch(repo, tmp_path, rows, kept_columns=kept)
+    assert info.roles == without.roles
+    assert frame.columns == [*plain.columns, "channel", "seen"]
+    assert frame.drop("channel", "seen").equals(plain)
+    assert frame.select("channel", "seen").equals(rows.select("channel", "seen"))
+    assert (without.lineage["kept_columns"], info.lineage["kept_columns"]) == ([], list(kept))
+
+
+def test_kept_columns_group_slice_and_cluster_and_no_model_sees_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELYARD_HOME", str(tmp_path / "home"))
+    write_simulated_repo(tmp_path / "repo", tmp_path / "rows.parquet", Scale(customers=120, terminals=400, days=60, seed=3))
+    rows = pl.read_parquet(tmp_path / "rows.parquet").with_columns(
+        household=pl.col("customer_id") // 2,
+        # A model that saw this column would be never wrong.
+        outcome=pl.when(pl.col(LABEL) == 1).then(pl.lit("charged back")).otherwise(pl.lit("paid")),
+    )
+    kept = ("household", "outcome")
+    _, info = _fetch(
+        tmp_path / "repo",
+        tmp_path,
+        rows,
+        feature_service=FEATURE_SERVICE,
+        label=LABEL,
+        full_feature_names=False,
+        entity_features=ENTITY_FEATURES,
+        kept_columns=kept,
+    )
+    train, validation, test = (tmp_path / name for name in PARTS)
+    split_dataset(tmp_path / "data", train, validation, test, Split(group_by="household"))
+    households = [set(pl.read_parquet(part)["household"]) for part in (train, validation, test)]
+    assert all(households)
+    assert sum(map(len, households)) == len(set().union(*households))
+
+    model = tmp_path / "model"
+    train_boosted_trees(train, validation, model, "cards", BoostingParameters(rounds=5, threads=1))
+    assert read_spec(model).feature_names == info.roles.features
+    assert not set(kept) & set(info.roles.features)
+    settings = Settings(slices=["outcome"], cluster_by="household", draws=200)
+    evaluation = evaluate(model, test, model_name="cards", settings=settings).content()
+    assert {part["value"] for part in evaluation["slices"]} == {"charged back", "paid"}
+    assert evaluation["bootstrap"]["cluster_by"] == "household"
+    for settings in (Settings(slices=["country"]), Settings(cluster_by="country")):
+        with pytest.raises(InvalidInput, match=r"= 'country': .* in fetch_features' kept_columns to have it here"):
+            evaluate(model, test, model_name="cards", settings=settings)
+
+
+def test_a_kept_column_that_a_view_serves_as_a_feature_is_refused(repo, tmp_path):
+    rows = _rows(customer__spent=[0.0] * 5)
+    with pytest.raises(InvalidInput, match="kept_columns = 'customer__spent': it is a feature"):
+        _fetch(repo, tmp_path, rows, kept_columns=("customer__spent",))
+
+
+def test_a_feature_that_no_row_has_a_value_for_is_refused(tmp_path):
+    folder = tmp_path / "repo"
+    create_repo(folder)
+    event = {"event_timestamp": EPOCH, "created": EPOCH}
+    empty = [{"customer_id": key, "spent": None, "visits": key} | event for key in (1, 2)]
+    write_source(folder, "customer", empty)
+    write_source(folder, "pair", [{"customer_id": 1, "shop": "a", "score": 0.5} | event])
+    write_source(folder, "shop", [{"shop": shop, "rating": 1.0} | event for shop in ("a", "b")])
+    for store in ("duckdb", "tests.support.feast_oracle.ElsewhereOfflineStore"):
+        choose_store(folder, store)
+        with pytest.raises(InvalidInput, match="feature = 'customer__spent': no row has a value for it"):
+            _fetch(folder, tmp_path, _rows())
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_a_column_without_a_value_can_be_kept_but_is_no_feature(repo, tmp_path, nothing):
+    rows = _rows(amount=pl.Series([nothing] * 5, dtype=pl.Float64))
+    with pytest.raises(InvalidInput, match="entity_features = 'amount': no row has a value for it"):
+        _fetch(repo, tmp_path, rows, entity_features=("amount",))
+    assert _fetch(repo, tmp_path, rows, kept_columns=("amount",))[0].columns[-1] == "amount"
+
+
 def test_views_that_share_a_feature_name_need_full_names(repo, tmp_path):
     with pytest.raises(InvalidInput, match="feature = 'rating': both home and shop have it; ask for full feature names"):
         _fetch(repo, tmp_path, _rows(), full_feature_names=False)
@@ -185,6 +273,12 @@ def test_views_that_share_a_feature_name_need_full_names(repo, tmp_path):
         ({"timestamp_column": "at"}, "timestamp_column = 'at'"),
         ({"entity_features": ("size",)}, "entity_features = 'size'"),
         ({"entity_features": ("label",)}, "it cannot be a feature"),
+        (
+            {"kept_columns": ("size",)},
+            "kept_columns = 'size': the entity rows lack this column; they have event_timestamp, cust",
+        ),
+        ({"kept_columns": ("label",)}, "kept_columns = 'label': the label stays in the dataset anyway"),
+        ({"entity_features": ("amount",), "kept_columns": ("amount",)}, "kept_columns = 'amount': it is a feature"),
         ({"start": "yesterday"}, "start = 'yesterday': give an ISO date or time"),
         (
             {"start": "2030-01-01"},
@@ -226,7 +320,12 @@ def test_a_missing_join_key_is_named(repo, tmp_path):
     ("content", "message"),
     [
         (b"PAR1 cut off", "not a whole Parquet file"),
-        (b"", "neither as Parquet nor as CSV"),
+        (b"", "the file holds no rows"),
+        (b"event_timestamp,customer_id,label\n", "the file holds no rows"),
+        (b"Dear reader,\nthese are no rows, whatever, they, look like\n", r"with commas and a header line \(found more fields"),
+        (b"event_timestamp;customer_id;label\n2024-01-01;1;0\n", "its first line has no comma: 'event_timestamp;customer_id"),
+        (b'{"label":1,"shop":2}\n{"label":1,"shop":2}\n', r"with commas and a header line \(could not parse"),
+        (b"\x80\x04\x95 no text", "neither as Parquet nor as CSV with commas"),
         (None, "entity_rows_uri = '.*/given': nothing is there"),
     ],
 )
@@ -234,8 +333,18 @@ def test_files_that_cannot_be_read_are_refused(repo, tmp_path, content, message)
     path = tmp_path / "given"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InvalidInput, match=message):
+    with pytest.raises(InvalidInput, match=message) as error:
         _fetch(repo, tmp_path, path)
+    assert "\n" not in str(error.value)
+
+
+def test_tables_without_rows_are_refused(repo, tmp_path):
+    with pytest.raises(InvalidInput, match=r"rows\.parquet': the file holds no rows"):
+        _fetch(repo, tmp_path, _rows()[:0])
+    (tmp_path / "parts").mkdir()
+    _rows()[:0].write_parquet(tmp_path / "parts" / "1.parquet")
+    with pytest.raises(InvalidInput, match=r"parts': the folder holds no rows"):
+        _fetch(repo, tmp_path, tmp_path / "parts")
 
 
 def test_a_folder_without_parts_is_refused(repo, tmp_path):

@@ -117,8 +117,9 @@ def test_groups_found_everywhere_are_shared_out():
 def test_a_part_without_a_class_is_refused_with_sizes_and_dates(frame, split, message):
     with pytest.raises(InvalidInput) as error:
         split_frame(frame, INFO, split)
-    assert message in str(error.value)
+    assert str(error.value).startswith(f"split = '{message}")
     assert "rows from 2024-01-0" in str(error.value)
+    assert all(f"{name}: " in str(error.value) for name in PARTS)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,9 @@ def test_a_split_that_cannot_be_is_refused(change, message):
 
 
 def test_a_grouping_column_that_is_not_there_is_refused():
-    with pytest.raises(InvalidInput, match="group_by = 'household': the dataset lacks this column; it has x, y, t, id"):
+    with pytest.raises(
+        InvalidInput, match=r"group_by = 'household': the dataset lacks this column; it has x, y, t, id. .* kept_columns"
+    ):
         split_frame(HUNDRED, INFO, Split(group_by="household"))
 
 
