@@ -60,6 +60,17 @@ def model_store() -> str:
     return str(home() / "models")
 
 
+def checkpoints() -> str:
+    """Where trainings keep their checkpoints: a folder of the home; in a cluster ``.checkpoints`` below the store of models.
+
+    Empty if nothing outlives the process: in a cluster whose store of models is not set, or is no object store.
+    """
+    if not in_cluster():
+        return str(home() / "checkpoints")
+    store = os.environ.get("MODELYARD_MODEL_STORE", "")
+    return f"{store.rstrip('/')}/.checkpoints" if "://" in store and not store.startswith("file://") else ""
+
+
 def signing_key() -> Path:
     """Path of the private signing key; whether it exists is not checked here."""
     return _key("MODELYARD_SIGNING_KEY", "signing.pem")

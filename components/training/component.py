@@ -60,8 +60,9 @@ def train_xgboost(
         threads: CPU threads; 0 for all.
         memory_limit_gib: Memory that the training rows may take, in GiB; beyond it they are kept on disk. 0 for half
             of what is free.
-        checkpoint_uri: Folder of checkpoints, on a volume that outlives the pod. Empty for the local home, or for none in
-            a cluster.
+        checkpoint_uri: Where checkpoints are kept: s3://, gs:// or minio://, or a folder on a volume that outlives the pod.
+            Empty for the local home; in a cluster for .checkpoints below MODELYARD_MODEL_STORE if that is an object store,
+            else for none.
         checkpoint_rounds: Rounds between checkpoints; 0 for only on SIGTERM.
 
     Returns:
@@ -154,8 +155,9 @@ def train_torch(
         false_positive_cost: Cost of a negative that the model flags, in the same unit.
         seed: Seed of every random draw.
         threads: CPU threads; 0 for PyTorch's own choice.
-        checkpoint_uri: Folder of checkpoints, on a volume that outlives the pod. Empty for the local home, or for none in
-            a cluster.
+        checkpoint_uri: Where checkpoints are kept: s3://, gs:// or minio://, or a folder on a volume that outlives the pod.
+            Empty for the local home; in a cluster for .checkpoints below MODELYARD_MODEL_STORE if that is an object store,
+            else for none.
         checkpoint_epochs: Epochs between checkpoints; 0 for only on SIGTERM.
 
     Returns:

@@ -60,7 +60,7 @@ class Plan:
         versions: versions of the libraries that the result depends on.
         rounds: at most so many rounds.
         patience: rounds without a better validation PR-AUC after which to stop; 0 for never.
-        checkpoint_uri: folder of checkpoints, see ``checkpoint_file``.
+        checkpoint_uri: where checkpoints are kept, see ``checkpoint_file``.
         checkpoint_rounds: rounds between checkpoints; 0 for none but on SIGTERM.
     """
 
@@ -96,6 +96,7 @@ class Session:
         self._started = self._last_log = time.monotonic()
         self._checkpoint = checkpoint
         self._stop_asked = False
+        self._saved_rounds = self.rounds_done if resumed else -1
         self.completed = False
 
     @property
@@ -133,12 +134,9 @@ class Session:
         for name, value in metrics.items():
             self.history.setdefault(name, []).append(value)
         every = self.plan.checkpoint_rounds
-        if self._stop_asked:
+        if every and self.rounds_done % every == 0 and not self._stop_asked:
             self.save(snapshot())
-            self.run.log_history(self.history)
-            self.stop_if_asked()
-        if every and self.rounds_done % every == 0:
-            self.save(snapshot())
+        self.stop_if_asked(snapshot)
         if time.monotonic() - self._last_log > _SECONDS_BETWEEN_LOGS:
             self.run.log_history(self.history)
             self._last_log = time.monotonic()
@@ -146,24 +144,31 @@ class Session:
                 f"round {self.rounds_done}: " + ", ".join(f"{name} {value:.5f}" for name, value in metrics.items()), flush=True
             )
 
-    def stop_if_asked(self) -> None:
-        """For the midst of a long round: gives it up if SIGTERM arrived, for the last checkpoint has what came before.
+    def stop_if_asked(self, snapshot: Callable[[], dict[str, np.ndarray]]) -> None:
+        """Ends the training if SIGTERM arrived; in the midst of a long round that round is given up.
+
+        Args:
+            snapshot: gives the arrays as they were after the last whole round.
 
         Raises:
-            Interrupted: SIGTERM arrived.
+            Interrupted: SIGTERM arrived; the checkpoint is written.
         """
         if not self._stop_asked:
             return
-        where = self._checkpoint.path
+        if self._saved_rounds != self.rounds_done:
+            self.save(snapshot())
+        self.run.log_history(self.history)
+        where = self._checkpoint.uri
         raise Interrupted(
             f"stopped by SIGTERM after round {self.rounds_done} of at most {self.plan.rounds}: "
             + (f"run the same step again and it goes on from {where}" if where else "there is no checkpoint to go on from")
         )
 
-    def save(self, arrays: dict[str, np.ndarray]) -> None:
-        """Writes a checkpoint."""
+    def save(self, arrays: dict[str, np.ndarray], *, required: bool = False) -> None:
+        """Writes a checkpoint; see ``CheckpointFile.save`` for a store that does not take it."""
         state = {"history": self.history, "run_id": self.run.run_id, "seconds": self.seconds}
-        self._checkpoint.save(Snapshot(state, arrays))
+        if self._checkpoint.save(Snapshot(state, arrays), required=required):
+            self._saved_rounds = self.rounds_done
 
     def deliver(
         self,
@@ -221,7 +226,7 @@ def training_session(plan: Plan) -> Iterator[Session]:
     """Runs a training: the block does the rounds and calls ``Session.deliver``.
 
     Raises:
-        NotAvailable: MLflow cannot be reached.
+        NotAvailable: MLflow or the store of checkpoints cannot be reached.
         Interrupted: SIGTERM arrived.
     """
     facts = {
@@ -236,13 +241,13 @@ def training_session(plan: Plan) -> Iterator[Session]:
         resumed = checkpoint.load()
         run = TrackedRun(plan.model_name, resumed.state["run_id"] if resumed else "")
         session = Session(plan, run, checkpoint, resumed)
-        if resumed is None:
-            # So that a training killed before its first checkpoint goes on with the run it made.
-            session.save({})
-        elif session.rounds_done:
-            print(f"Going on after round {session.rounds_done}, from {checkpoint.path}.", flush=True)
         status = "FAILED"
         try:
+            if resumed is None:
+                # So that a training killed before its first checkpoint goes on with the run it made.
+                session.save({}, required=True)
+            elif session.rounds_done:
+                print(f"Going on after round {session.rounds_done}, from {checkpoint.uri}.", flush=True)
             run.describe(
                 {**plan.parameters, **{f"version_{name}": version for name, version in plan.versions.items()}},
                 {

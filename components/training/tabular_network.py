@@ -348,7 +348,7 @@ def _fit(
         module.train()
         order = torch.randperm(len(rows)).to(device)
         for chosen in order.split(parameters.batch_size):
-            session.stop_if_asked(lambda: kept)
+            session.stop_if_asked(lambda kept=kept: kept)  # type: ignore[misc]
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device, dtype=half, enabled=mixed):
                 loss = loss_of(network.logits(rows[chosen]).float(), wanted[chosen])
@@ -365,7 +365,7 @@ def _fit(
             best = _weights(module)
         metrics = {CRITERION: quality, "round_log_loss": float(log_losses(held_out_labels, scores.astype(np.float64)).mean())}
         kept = _snapshot(module, optimizer, best)
-        session.end_round(metrics, lambda: kept)
+        session.end_round(metrics, lambda kept=kept: kept)  # type: ignore[misc]
     return best
 
 

@@ -73,6 +73,22 @@ def test_a_training_stopped_by_sigterm_goes_on_to_the_same_bytes_in_the_same_run
     assert (run.info.status, run.info.run_id) == ("FINISHED", trained.run_id)
 
 
+def test_sigterm_in_the_midst_of_an_epoch_keeps_the_epochs_before_it(rows, uninterrupted, home, tmp_path, monkeypatch, capsys):
+    end_round = Session.end_round
+
+    def stop_in_the_next_epoch(self, metrics, snapshot):
+        end_round(self, metrics, snapshot)
+        if self.rounds_done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Session, "end_round", stop_in_the_next_epoch)
+    with pytest.raises(Interrupted, match="after round 2 of"):
+        _train(rows, tmp_path / "model", replace(SMALL, checkpoint_epochs=0))
+    monkeypatch.setattr(Session, "end_round", end_round)
+    assert _train(rows, tmp_path / "model").digest == uninterrupted[1].digest
+    assert "Going on after round 2" in capsys.readouterr().out
+
+
 def test_a_model_that_changes_on_export_is_not_delivered(rows, home, tmp_path, monkeypatch, runs):
     write_network = tabular_network.write_network
 
