@@ -31,7 +31,7 @@ from modelyard.components.storage.locks import exclusive_lock
 
 _STATE = "state"
 # Of the 30 s that Kubernetes grants after SIGTERM an upload may wait twice so long: the periodic one, and the last.
-_PATIENCE = 10.0
+_PATIENCE = 8.0
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ class CheckpointFile:
             try:
                 path = uris.get_file(self.uri, Path(folder, "checkpoint.npz"))
             except NotAvailable as error:
-                raise NotAvailable(
-                    f"No checkpoint can be sought: {error}. Or set checkpoint_uri to another place"
-                ) from error
+                raise NotAvailable(f"No checkpoint can be sought: {error}. Or set checkpoint_uri to another place") from error
             if path is None:
                 return None
             try:
