@@ -76,7 +76,8 @@ class CheckpointFile:
                 with np.load(path, allow_pickle=False) as archive:
                     arrays = {name: archive[name] for name in archive.files}
                 return Snapshot(json.loads(arrays.pop(_STATE).tobytes()), arrays)
-            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            # RuntimeError: a damaged header may ask for a password, or for a compression that there is not.
+            except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
                 print(f"The checkpoint {self.uri} cannot be read ({error}): starting over.", flush=True)
         self.remove()
         return None

@@ -40,6 +40,27 @@ def test_a_damaged_checkpoint_is_removed_and_said_so(tmp_path, content, capsys):
     assert "starting over" in capsys.readouterr().out
 
 
+def test_a_checkpoint_with_a_wrong_bit_or_a_missing_end_is_passed_over_or_harmless(tmp_path):
+    path = tmp_path / "one.npz"
+    file = CheckpointFile(str(path))
+    state, booster = {"run_id": "r"}, np.arange(9, dtype=np.uint8)
+    file.save(Snapshot(state, {"booster": booster}))
+    whole = path.read_bytes()
+    wrong = [
+        whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :]
+        for position in range(len(whole))
+        for bit in (1, 64)
+    ]
+    missing = [whole[:length] for length in range(len(whole))]
+    passed_over = 0
+    for content in wrong + missing:
+        path.write_bytes(content)
+        loaded = file.load()
+        passed_over += loaded is None
+        assert loaded is None or (loaded.state == state and all((array == booster).all() for array in loaded.arrays.values()))
+    assert passed_over > len(missing)
+
+
 class _Bomb:
     def __reduce__(self):
         return (os.mkdir, (str(Path(os.environ["BOMB"])),))
