@@ -9,9 +9,9 @@ from typing import Any
 
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput
+from modelyard.components.training.devices import DEVICES
 
 TRAINERS = ("xgboost", "torch")
-DEVICES = ("auto", "cpu", "cuda")
 _UNEXPANDED = re.compile(r"\[\[.*?\]\]|\{\{.*?\}\}")
 
 

@@ -24,7 +24,7 @@ from modelyard.components.artifacts.model import Feature, ModelSpec
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.artifacts.xgboost_library import load_xgboost
 from modelyard.components.errors import InvalidInput, NotAvailable
-from modelyard.components.training.devices import cuda_devices
+from modelyard.components.training.devices import cuda_devices, device_for
 from modelyard.components.training.labelled_rows import LabelledRows, check_alike, fit_features, open_rows
 from modelyard.components.training.memory import available_bytes
 from modelyard.components.training.requested import check_costs, check_range, positive_weight
@@ -198,23 +198,13 @@ def choose_device(asked: str) -> str:
         InvalidInput: ``asked`` is something else.
         NotAvailable: ``cuda`` was asked for and XGBoost or the machine lacks it; XGBoost itself would only warn.
     """
-    xgboost = load_xgboost()
-    if asked not in ("auto", "cpu", "cuda"):
-        raise InvalidInput("device", asked, "give auto, cpu or cuda")
-    if asked == "cpu":
-        return "cpu"
-    built = bool(xgboost.build_info().get("USE_CUDA"))
-    devices = cuda_devices()
-    if built and devices:
-        return "cuda"
-    if asked == "auto":
-        return "cpu"
-    if not built:
-        raise NotAvailable(
-            "device = 'cuda': this XGBoost was built without CUDA; install modelyard[cuda] in place of modelyard[cpu], "
-            "or set device to cpu"
-        )
-    raise NotAvailable("device = 'cuda': the NVIDIA driver shows no GPU; give the step one, or set device to cpu")
+    return device_for(asked, _why_no_cuda)
+
+
+def _why_no_cuda() -> str:
+    if not load_xgboost().build_info().get("USE_CUDA"):
+        return "this XGBoost was built without CUDA; install modelyard[cuda] in place of modelyard[cpu]"
+    return "" if cuda_devices() else "the NVIDIA driver shows no GPU; give the step one"
 
 
 def needs_external_memory(train: LabelledRows, parameters: BoostingParameters) -> bool:

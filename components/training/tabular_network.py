@@ -23,6 +23,7 @@ from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.artifacts.scoring import open_scorer
 from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
 from modelyard.components.evaluation.metrics import average_precision, curve, log_losses
+from modelyard.components.training.devices import device_for
 from modelyard.components.training.labelled_rows import LabelledRows, check_alike, fit_features, open_rows
 from modelyard.components.training.onnx_graph import write_network
 from modelyard.components.training.requested import check_costs, check_range, positive_weight
@@ -207,18 +208,14 @@ def choose_device(asked: str) -> str:
         InvalidInput: ``asked`` is something else.
         NotAvailable: ``cuda`` was asked for and PyTorch or the machine lacks it.
     """
+    return device_for(asked, _why_no_cuda)
+
+
+def _why_no_cuda() -> str:
     torch = _import_torch()
-    if asked not in ("auto", "cpu", "cuda"):
-        raise InvalidInput("device", asked, "give auto, cpu or cuda")
-    if asked == "cpu":
-        return "cpu"
-    if torch.version.cuda is not None and torch.cuda.is_available():
-        return "cuda"
-    if asked == "auto":
-        return "cpu"
     if torch.version.cuda is None:
-        raise NotAvailable("device = 'cuda': this PyTorch was built without CUDA; install the CUDA build, or set device to cpu")
-    raise NotAvailable("device = 'cuda': PyTorch finds no usable GPU; give the step one, or set device to cpu")
+        return "this PyTorch was built without CUDA; install the CUDA build"
+    return "" if torch.cuda.is_available() else "PyTorch finds no usable GPU; give the step one"
 
 
 def prepare(matrix: np.ndarray, spec: ModelSpec) -> Preparation:
