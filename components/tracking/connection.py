@@ -7,6 +7,8 @@ finds half a database, and two that start together break it. Here the database i
 import importlib
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,8 +132,11 @@ def _make_database(path: Path) -> None:
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        with atomic_file(path) as partial:
-            SqlAlchemyStore(f"{_SQLITE}{partial}", _artifact_root(path)).engine.dispose()
+        # In a folder of its own: a process killed meanwhile leaves sqlite's journal beside the database.
+        with tempfile.TemporaryDirectory(prefix="modelyard-") as folder, atomic_file(path) as partial:
+            database = Path(folder, path.name)
+            SqlAlchemyStore(f"{_SQLITE}{database}", _artifact_root(path)).engine.dispose()
+            shutil.copyfile(database, partial)
 
 
 def _artifact_root(database: Path) -> str:
