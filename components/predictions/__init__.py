@@ -1,0 +1,1 @@
+"""The prediction log: what a predictor answered, kept as Parquet."""

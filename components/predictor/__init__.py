@@ -1,0 +1,1 @@
+"""The predictor: the one server of a model, on a laptop and in a KServe pod."""

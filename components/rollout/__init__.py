@@ -1,0 +1,1 @@
+"""The rollout: steps of traffic, sequential tests between the arms, promotion or rollback."""
