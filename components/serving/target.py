@@ -141,7 +141,7 @@ class ServingTarget(Protocol):
         """Takes the canary away; the stable version gets all the traffic. Without a canary it changes nothing."""
 
     def restore(self, model_name: str, model: ServedModel) -> None:
-        """Puts ``model`` in charge in one step: ready first, then all the traffic. A canary goes; stable becomes ``previous``."""
+        """Puts ``model`` in charge in one step: ready first, then all traffic. A canary goes; stable becomes ``previous``."""
 
     def counts(self, model_name: str) -> ArmCounts:
         """The counts of both arms."""
