@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,27 @@ def test_feast_is_not_imported_for_the_sake_of_a_request_header():
         env={"PATH": "/usr/bin:/bin", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
     )
     assert found.stdout.strip() == "False"
+
+
+_KILLED_HALF_WAY = """
+import os, signal
+from pathlib import Path
+from mlflow.store.tracking import sqlalchemy_store
+class Killed:
+    def __init__(self, uri, *_):
+        database = uri.removeprefix("sqlite:///")
+        Path(database).write_bytes(b"half a database")
+        Path(database + "-journal").write_bytes(b"its journal")
+        os.kill(os.getpid(), signal.SIGKILL)
+sqlalchemy_store.SqlAlchemyStore = Killed
+from modelyard.components import tracking
+tracking.client()
+"""
+
+
+def test_a_database_whose_maker_was_killed_is_made_anew_and_nothing_is_left(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", _KILLED_HALF_WAY], check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    tracking.client().search_experiments()
+    assert [path.name for path in home.iterdir()] == ["mlflow.db"]
