@@ -34,6 +34,7 @@ def request_for(simulated):
             "validation_days": 10.0,
             "gap_days": 3.0,
             "training_parameters": {"rounds": 20},
+            "target": "registry",
         } | overrides
 
     return build

@@ -76,6 +76,7 @@ def test_a_model_that_misses_its_gate_is_not_registered_and_says_why(release, tm
         ("device", "tpu"),
         ("data_start", "yesterday"),
         ("gap_days", -1.0),
+        ("target", "moon"),
         ("gates", {"absolut": []}),
     ],
 )
@@ -88,7 +89,7 @@ def test_a_malformed_request_fails_in_the_first_step_and_names_the_parameter(rel
 
 
 def test_a_promotion_can_be_left_to_a_person(release, tmp_path):
-    result = release(promote=False)
+    result = release(target="none")
     assert result.decision == "pass"
     _, aliases = versions(tmp_path / "home")
     assert aliases == {"challenger": "1"}

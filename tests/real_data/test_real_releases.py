@@ -24,7 +24,7 @@ LOAN_COLUMNS = [
 
 
 def _release(folder, repo, rows, **parameters):
-    request = {"feature_repo_uri": str(repo), "entity_rows_uri": str(rows), **parameters}
+    request = {"feature_repo_uri": str(repo), "entity_rows_uri": str(rows), "target": "registry", **parameters}
     result = run_pipeline(compiled.find("release"), request, folder / "home")
     assert result.state == "succeeded", result.tail
     assert result.decision == "pass", result.reasons
