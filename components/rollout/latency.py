@@ -1,0 +1,163 @@
+"""Whether the canary is slower than it may be: exceedances of edges that the stable arm's past chose, tested always-validly."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from modelyard.components.errors import InvalidInput
+from modelyard.components.rollout.conditional_odds import OddsProcess, checked_counts
+from modelyard.components.rollout.failures import Decision, checked_alpha
+from modelyard.components.serving.buckets import LATENCY_EDGES
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+"""Quantiles of the stable arm's past at whose edges the arms are compared, each with a third of the stake."""
+
+TOLERATED_ODDS = 2.0
+"""How many times the stable arm's odds of being beyond an edge the canary's may be, beyond ``max_ratio`` times that edge."""
+
+LEARN_STABLE, LEARN_CANARY = 100, 50
+"""Requests that the looks before must hold before a look is tested: edges have to be known, and a cold start to be over."""
+
+_EDGES = np.array(LATENCY_EDGES)
+_BUCKETS = len(LATENCY_EDGES) + 1
+
+
+def quantile(counts: Sequence[int] | np.ndarray, share: float) -> float:
+    """The latency in seconds that ``share`` of the requests in these buckets do not exceed, interpolated within a bucket.
+
+    Args:
+        counts: requests by ``LATENCY_EDGES``, shape (edges + 1,).
+        share: from 0 to 1.
+
+    Returns:
+        NaN without requests; inf beyond the last edge.
+    """
+    counts = np.asarray(counts, dtype=float)
+    total = counts.sum()
+    if not total:
+        return math.nan
+    above = np.cumsum(counts)
+    place = int(np.searchsorted(above, share * total))
+    if place >= len(_EDGES):
+        return math.inf
+    low = _EDGES[place - 1] if place else 0.0
+    part = (share * total - (above[place] - counts[place])) / counts[place] if counts[place] else 1.0
+    return float(low + part * (_EDGES[place] - low))
+
+
+class LatencyEvidence:
+    """Evidence that the canary answers more than ``max_ratio`` times as slowly as the stable arm.
+
+    The null: for the edges compared, the canary's odds of taking longer than ``max_ratio * edge`` are at most twice (`TOLERATED_ODDS`)
+    the stable arm's odds of taking longer than ``edge``. It holds in particular if the canary's latency is, in distribution,
+    at most ``max_ratio`` times the stable arm's. Three edges are compared, next to the stable arm's median, 90th and 99th percentile
+    in the looks *before*; each has an `OddsProcess`, and their average is the e-value. Three such processes, each
+    worth a third, reach the threshold by themselves at three times its height, which is where each is cut off.
+
+    Buckets are half an octave wide, so ``max_ratio`` is rounded up to the next power of the square root of 2.
+
+    The first looks teach the edges and are not tested, which also lets a cold start pass: see `LEARN_STABLE`, `LEARN_CANARY`.
+    What the stable arm did before the rollout can be given as a look without canary requests.
+
+    Args:
+        alpha: largest acceptable probability that a canary within the null is ever failed.
+        max_ratio: how many times as slow as the stable arm the canary may be.
+    """
+
+    def __init__(self, alpha: float, max_ratio: float = 2.0) -> None:
+        self.alpha = checked_alpha(alpha)
+        if not 1 <= max_ratio <= 64:
+            raise InvalidInput("max_ratio", max_ratio, "Give how many times as slow the canary may be, from 1 to 64.")
+        self.max_ratio = float(max_ratio)
+        self._shift = math.ceil(2 * math.log2(self.max_ratio) - 1e-9)
+        log_cap = math.log(len(QUANTILES) / self.alpha)
+        self._processes = {name: OddsProcess(log_cap, TOLERATED_ODDS) for name in QUANTILES}
+        self.canary, self.stable = np.zeros(_BUCKETS, dtype=np.int64), np.zeros(_BUCKETS, dtype=np.int64)
+        self.tested = 0
+        self._failed = False
+
+    def look(self, canary_latency: Sequence[int], stable_latency: Sequence[int]) -> Decision:
+        """Takes in the requests by ``LATENCY_EDGES`` since the look before, shape (edges + 1,) each, and says what follows."""
+        canary = checked_counts("canary_latency", canary_latency, _BUCKETS)
+        stable = checked_counts("stable_latency", stable_latency, _BUCKETS)
+        if self.stable.sum() >= LEARN_STABLE and self.canary.sum() >= LEARN_CANARY and canary.any() and stable.any():
+            self.tested += int(canary.sum())
+            past = np.cumsum(self.stable)
+            for name, share in QUANTILES.items():
+                edge = int(np.searchsorted(past, share * past[-1]))
+                if edge + self._shift < len(_EDGES):
+                    slow = int(canary[edge + self._shift + 1 :].sum())
+                    self._processes[name].look(slow, int(canary.sum()), int(stable[edge + 1 :].sum()), int(stable.sum()))
+            self._failed = self._failed or self.log_e_value >= -math.log(self.alpha)
+        self.canary += canary
+        self.stable += stable
+        return self.decision
+
+    @property
+    def decision(self) -> Decision:
+        """``fail`` once the e-value has reached the threshold, and ever after."""
+        return "fail" if self._failed else "go_on"
+
+    @property
+    def threshold(self) -> float:
+        """The e-value that decides: ``1 / alpha``."""
+        return 1 / self.alpha
+
+    @property
+    def log_e_value(self) -> float:
+        """Natural log of `e_value`; finite always."""
+        if self._failed:
+            return -math.log(self.alpha)
+        values = [process.log_value for process in self._processes.values()]
+        return min(float(logsumexp(values)) - math.log(len(values)), -math.log(self.alpha))
+
+    @property
+    def e_value(self) -> float:
+        """The evidence: 1 says nothing, `threshold` decides. It goes no higher than that."""
+        return self.threshold if self._failed else math.exp(self.log_e_value)
+
+    @property
+    def quantiles(self) -> dict[str, tuple[float, float]]:
+        """Seconds of the canary and of the stable arm at p50, p95 and p99, all looks together; NaN without requests."""
+        shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+        return {name: (quantile(self.canary, share), quantile(self.stable, share)) for name, share in shares.items()}
+
+    @property
+    def estimate(self) -> float:
+        """How many times as slow the canary is, at the 95th percentile; NaN without requests of both arms."""
+        canary, stable = self.quantiles["p95"]
+        return canary / stable if math.isfinite(stable) else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Bounds of the canary's odds of exceeding the shifted edge over the stable arm's, at the 90th percentile's edge.
+
+        Each end holds at all looks with probability ``1 - alpha``. Compare the lower one with `TOLERATED_ODDS`.
+        """
+        return self._processes["p90"].bounds(self.alpha)
+
+    def to_json(self) -> dict[str, Any]:
+        """All it knows, ready for JSON, exactly."""
+        return {
+            "alpha": self.alpha,
+            "max_ratio": self.max_ratio,
+            "canary": self.canary.tolist(),
+            "stable": self.stable.tolist(),
+            "tested": self.tested,
+            "failed": self._failed,
+            "processes": {name: process.to_json() for name, process in self._processes.items()},
+        }
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "LatencyEvidence":
+        """What `to_json` was called on."""
+        evidence = cls(state["alpha"], state["max_ratio"])
+        evidence.canary = np.array(state["canary"], dtype=np.int64)
+        evidence.stable = np.array(state["stable"], dtype=np.int64)
+        evidence.tested, evidence._failed = state["tested"], state["failed"]
+        for name, process in evidence._processes.items():
+            process.restore(state["processes"][name])
+        return evidence

@@ -1,0 +1,192 @@
+"""Whether the canary's scores are distributed otherwise than two models' may be: bucket by bucket, tested always-validly."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp, xlogy
+
+from modelyard.components.errors import InvalidInput
+from modelyard.components.rollout.conditional_odds import checked_counts
+from modelyard.components.rollout.failures import Decision, checked_alpha
+from modelyard.components.serving.buckets import SCORE_EDGES
+
+_BUCKETS = len(SCORE_EDGES) + 1
+_PRIOR_ROWS = 20.0
+_BISECTIONS = 60
+
+
+def reference_shift(reference_a: Sequence[int], reference_b: Sequence[int]) -> float:
+    """Kolmogorov-Smirnov distance between two bucketed score distributions: the largest gap of their cumulative shares.
+
+    Args:
+        reference_a: rows by ``SCORE_EDGES``, shape (edges + 1,); at least one.
+        reference_b: likewise.
+    """
+    shares = []
+    for name, given in (("reference_a", reference_a), ("reference_b", reference_b)):
+        counts = checked_counts(name, given, _BUCKETS)
+        if not counts.any():
+            raise InvalidInput(name, 0, "Give at least one scored row.")
+        shares.append(np.cumsum(counts) / counts.sum())
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+class ScoreEvidence:
+    """Evidence that the arms' score distributions differ by more than ``allowed_shift``.
+
+    The null: in every look, and at every edge, the shares of scores up to that edge differ by at most ``allowed_shift``
+    between the arms, which is to say that their Kolmogorov-Smirnov distance on the buckets is at most that.
+
+    At each edge a bet is placed on the shares that the looks before showed, against the nearest pair of shares within the null
+    (nearest by the Kullback-Leibler divergence that this look's counts weigh). The pairs within the null form a convex set, so the likelihood ratio
+    has expectation at most 1 for each of them (Turner & Gruenwald, 2023), in any look, at any rate
+    of traffic and under drift that both arms share. The e-value is the average over the edges.
+
+    Rows of one request are alike, and buckets do not say which belong together. Given the number of requests, each look's
+    rows count for no more than that: a likelihood ratio's power 1 / b is an e-value where requests hold b rows each, however
+    dependent these are. Where the sizes of requests differ much this is an approximation.
+
+    Args:
+        alpha: largest acceptable probability that a canary within the null is ever failed.
+        allowed_shift: the distance that is still fine: `reference_shift` of the two models plus a tolerance.
+    """
+
+    def __init__(self, alpha: float, allowed_shift: float) -> None:
+        self.alpha = checked_alpha(alpha)
+        if not 0 <= allowed_shift <= 1:
+            raise InvalidInput("allowed_shift", allowed_shift, "Give a distance between distributions, from 0 to 1.")
+        self.allowed_shift = float(allowed_shift)
+        self.canary, self.stable = np.zeros(_BUCKETS, dtype=np.int64), np.zeros(_BUCKETS, dtype=np.int64)
+        # Effective rows at or below each edge, and in all; the gaps weighted by each look's effective size, and the sum of the weights.
+        self._canary_below, self._stable_below = np.zeros(_BUCKETS - 1), np.zeros(_BUCKETS - 1)
+        self._canary_rows = self._stable_rows = self._weight = 0.0
+        self._gaps = np.zeros(_BUCKETS - 1)
+        self._log_values = np.zeros(_BUCKETS - 1)
+        self._failed = False
+
+    def look(
+        self,
+        canary_scores: Sequence[int],
+        stable_scores: Sequence[int],
+        canary_requests: int | None = None,
+        stable_requests: int | None = None,
+    ) -> Decision:
+        """Takes in what was scored since the look before, and says what follows from all looks so far.
+
+        Args:
+            canary_scores: rows by ``SCORE_EDGES``, shape (edges + 1,).
+            stable_scores: likewise.
+            canary_requests: how many requests those rows came in; by default each in one of its own.
+            stable_requests: likewise.
+        """
+        canary = checked_counts("canary_scores", canary_scores, _BUCKETS)
+        stable = checked_counts("stable_scores", stable_scores, _BUCKETS)
+        rows, others = int(canary.sum()), int(stable.sum())
+        self.canary += canary
+        self.stable += stable
+        size = float(min(rows, rows if canary_requests is None else canary_requests))
+        other_size = float(min(others, others if stable_requests is None else stable_requests))
+        canary_share = np.cumsum(canary)[:-1] / max(rows, 1)
+        stable_share = np.cumsum(stable)[:-1] / max(others, 1)
+        if size > 0 and other_size > 0:
+            if self._canary_rows and self._stable_rows and not self._failed:
+                self._bet(canary_share, stable_share, size, other_size)
+            weight = size * other_size / (size + other_size)
+            self._gaps += weight * (canary_share - stable_share)
+            self._weight += weight
+        self._canary_below += size * canary_share
+        self._stable_below += other_size * stable_share
+        self._canary_rows += size
+        self._stable_rows += other_size
+        return self.decision
+
+    def _bet(self, canary_share: np.ndarray, stable_share: np.ndarray, size: float, other_size: float) -> None:
+        stable = (self._stable_below + 0.5) / (self._stable_rows + 1)
+        canary = (self._canary_below + _PRIOR_ROWS * stable) / (self._canary_rows + _PRIOR_ROWS)
+        sign = np.where(canary >= stable, 1.0, -1.0)
+        beyond = np.abs(canary - stable) > self.allowed_shift
+        # The nearest pair within the null has its shares allowed_shift apart, both between those that are bet on.
+        shift = sign * self.allowed_shift
+        low, high = np.minimum(stable, canary - shift), np.maximum(stable, canary - shift)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            slope = size * (middle + shift - canary) / ((middle + shift) * (1 - middle - shift))
+            slope += other_size * (middle - stable) / (middle * (1 - middle))
+            low, high = np.where(slope < 0, middle, low), np.where(slope < 0, high, middle)
+        near = np.where(beyond, (low + high) / 2, 0.5)
+        shift = np.where(beyond, shift, 0.0)
+        canary, stable = np.where(beyond, canary, 0.5), np.where(beyond, stable, 0.5)
+        gain = size * (
+            xlogy(canary_share, canary / (near + shift)) + xlogy(1 - canary_share, (1 - canary) / (1 - near - shift))
+        )
+        gain += other_size * (xlogy(stable_share, stable / near) + xlogy(1 - stable_share, (1 - stable) / (1 - near)))
+        self._log_values += gain
+        self._failed = self.log_e_value >= -math.log(self.alpha)
+
+    @property
+    def decision(self) -> Decision:
+        """``fail`` once the e-value has reached the threshold, and ever after."""
+        return "fail" if self._failed else "go_on"
+
+    @property
+    def threshold(self) -> float:
+        """The e-value that decides: ``1 / alpha``."""
+        return 1 / self.alpha
+
+    @property
+    def log_e_value(self) -> float:
+        """Natural log of `e_value`; finite always."""
+        return min(float(logsumexp(self._log_values)) - math.log(len(self._log_values)), -math.log(self.alpha))
+
+    @property
+    def e_value(self) -> float:
+        """The evidence: 1 says nothing, `threshold` decides. It goes no higher than that."""
+        return self.threshold if self._failed else math.exp(self.log_e_value)
+
+    @property
+    def estimate(self) -> float:
+        """The distance, each look compared by itself and weighted by its size; 0 if nothing is known."""
+        return float(np.abs(self._gaps).max() / self._weight) if self._weight else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Bounds of that distance which hold at all looks, both at once, with probability ``1 - alpha``.
+
+        From a normal mixture for the gap at each edge (Howard et al., 2021, with Hoeffding's variance of 1/4), a union over the edges:
+        sound whatever the distributions, and wider than what the e-value knows.
+        """
+        if not self._weight:
+            return 0.0, 1.0
+        variance, tuned = self._weight / 4, 25.0
+        chance = self.alpha / len(self._gaps)
+        reach = math.sqrt((variance + tuned) * math.log((variance + tuned) / (tuned * chance**2))) / self._weight
+        return max(0.0, self.estimate - reach), min(1.0, self.estimate + reach)
+
+    def to_json(self) -> dict[str, Any]:
+        """All it knows, ready for JSON, exactly."""
+        return {
+            "alpha": self.alpha,
+            "allowed_shift": self.allowed_shift,
+            "canary": self.canary.tolist(),
+            "stable": self.stable.tolist(),
+            "canary_below": self._canary_below.tolist(),
+            "stable_below": self._stable_below.tolist(),
+            "sizes": [self._canary_rows, self._stable_rows, self._weight],
+            "gaps": self._gaps.tolist(),
+            "log_values": self._log_values.tolist(),
+            "failed": self._failed,
+        }
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "ScoreEvidence":
+        """What `to_json` was called on."""
+        evidence = cls(state["alpha"], state["allowed_shift"])
+        evidence.canary = np.array(state["canary"], dtype=np.int64)
+        evidence.stable = np.array(state["stable"], dtype=np.int64)
+        evidence._canary_below, evidence._stable_below = np.array(state["canary_below"]), np.array(state["stable_below"])
+        evidence._canary_rows, evidence._stable_rows, evidence._weight = state["sizes"]
+        evidence._gaps, evidence._log_values = np.array(state["gaps"]), np.array(state["log_values"])
+        evidence._failed = state["failed"]
+        return evidence
