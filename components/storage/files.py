@@ -53,12 +53,21 @@ def _lock(path: Path) -> int | None:
 def _remove_leftovers(target: Path, prefix: str) -> None:
     for leftover in target.parent.glob(f"{PARTIAL}*"):
         token = leftover.name.removeprefix(prefix)
-        if token == leftover.name or len(token) != 2 * _TOKEN_BYTES:
-            continue
-        descriptor = _lock(leftover)
-        if descriptor is not None:
-            _remove(leftover)
-            os.close(descriptor)
+        if token != leftover.name and len(token) == 2 * _TOKEN_BYTES:
+            _remove_unlocked(leftover)
+
+
+def _remove_unlocked(leftover: Path) -> None:
+    descriptor = _lock(leftover)
+    if descriptor is not None:
+        _remove(leftover)
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed writers left in ``folder``, whatever they were writing: for names that no writer uses again."""
+    for leftover in Path(folder).glob(f"{PARTIAL}*"):
+        _remove_unlocked(leftover)
 
 
 @contextmanager
