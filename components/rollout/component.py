@@ -1,0 +1,107 @@
+"""The KFP interface of the rollout and the rollback."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from modelyard.components.interface import component
+
+
+@component("ops")
+def rollout_model(
+    report: dsl.Output[dsl.HTML],
+    timeline: dsl.Output[dsl.Artifact],
+    model_name: str,
+    version: str,
+    digest: str,
+    uri: str,
+    target: str = "local",
+    steps: list = [5, 25, 50, 100],
+    bake_seconds: float = 300.0,
+    min_samples: int = 300,
+    look_seconds: float = 10.0,
+    deadline_seconds: float = 3600.0,
+    shadow_seconds: float = 0.0,
+    limits: dict = {},
+    run_id: str = "",
+) -> NamedTuple("Outputs", [("decision", str), ("outcome", str), ("reasons", str)]):
+    """Rolls a registered version out under live traffic, step by step, and rolls it back by itself.
+
+    Starts the version beside the one in charge, asks it for its golden rows, and raises its share of the traffic. At each step
+    both are compared on failed and rejected requests, latency and scores, by sequential tests that may be looked at as often
+    as one likes; no data never counts as a pass. On pass it becomes champion and gets all the traffic; on fail the traffic
+    goes back at once and the registry says why; inconclusive is rolled back too, and may be tried again. A step that was
+    killed goes on where it stood when it is run again.
+
+    Args:
+        model_name: Name of the registered model.
+        version: The version to roll out.
+        digest: Its model digest, which is checked.
+        uri: Where the registry says it is kept, as register_model gave it.
+        target: Where the model is served: local.
+        steps: Percentages of the live traffic, one after another, rising.
+        bake_seconds: How long each step is watched at least.
+        min_samples: Requests that the version must have answered in each step.
+        look_seconds: Time between two looks.
+        deadline_seconds: How long a step may wait for its requests before the rollout is inconclusive.
+        shadow_seconds: How long a copy of all traffic is sent to the version before the first step; 0 for not at all.
+        limits: What is allowed: alpha, max_failure_ratio, max_rejected_ratio, max_latency_ratio, score_tolerance and
+            ready_grace_seconds; what is left out keeps its default.
+        run_id: MLflow run that gets the decision and the report; empty for none.
+
+    Returns:
+        report: Both versions over time, the evidence with its boundary, and the decision.
+        timeline: The same as JSON.
+        decision: pass, fail or inconclusive.
+        outcome: promoted or rolled_back.
+        reasons: Why, in one line.
+    """
+    from modelyard.components.rollout.rolling_out import rollout_model as work
+
+    rolled_out = work(
+        report.path,
+        timeline.path,
+        model_name=model_name,
+        version=version,
+        digest=digest,
+        uri=uri,
+        target=target,
+        steps=steps,
+        bake_seconds=bake_seconds,
+        min_samples=min_samples,
+        look_seconds=look_seconds,
+        deadline_seconds=deadline_seconds,
+        shadow_seconds=shadow_seconds,
+        limits=limits,
+        run_id=run_id,
+    )
+    return (rolled_out.decision, rolled_out.outcome, rolled_out.reasons)
+
+
+@component("ops")
+def rollback_model(
+    model_name: str,
+    target: str = "local",
+    reason: str = "",
+) -> NamedTuple("Outputs", [("version", str), ("digest", str), ("replaced", str), ("registry", str)]):
+    """Brings back the version that was served before, in one step.
+
+    The version is verified first and ready before it gets the traffic; a version under trial is taken away. The registry
+    follows, and if MLflow does not answer, the change is kept and made by the next rollout or rollback. Repeating a rollback
+    changes nothing.
+
+    Args:
+        model_name: Name of the served model.
+        target: Where the model is served: local.
+        reason: Why, for the registry.
+
+    Returns:
+        version: The version in charge now.
+        digest: Its model digest.
+        replaced: The version that was in charge.
+        registry: What came of the registry; starts with "pending:" if it could not be told yet.
+    """
+    from modelyard.components.rollout.rollback import roll_back
+
+    done = roll_back(model_name, target, reason)
+    return (done.version, done.digest, done.replaced, done.registry)

@@ -1,0 +1,542 @@
+"""The rollout itself, written once above the verbs of a serving target: start the canary, raise its share, look, decide.
+
+At each step below 100 % both arms serve side by side and are compared (``evidence``). Under them lies a floor that needs no
+comparison: the canary is refused or not ready, fails a golden row, or fails in a burst. What a look finds is written down
+before the next one, so a rollout that was killed goes on where it stood: same evidence, same counts, same step.
+
+| what happens | decision | then |
+|---|---|---|
+| every step lasted its time, saw its requests, and no test failed | pass | champion in the registry, then all the traffic |
+| a test or the floor decides against the canary | fail | traffic back at once, then sent back in the registry |
+| a step did not see its requests by its deadline | inconclusive | traffic back; it stays the challenger and may try again |
+| somebody else changed what is served | inconclusive | the canary is taken away if it is still there |
+
+Without a version in charge there is nothing to compare with: the first version gets all the traffic at once, and only the
+floor is watched.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
+from modelyard.components.registry.promotion import PromotionRefused, promote_model
+from modelyard.components.rollout import registry_side
+from modelyard.components.rollout.evidence import Evidence, shift_between
+from modelyard.components.rollout.golden import golden_fault
+from modelyard.components.rollout.increments import Increment, increment
+from modelyard.components.rollout.plan import WHOLE, Plan, Step
+from modelyard.components.rollout.record import (
+    CANARY,
+    FINISHED,
+    PROMOTING,
+    ROLLING_BACK,
+    STABLE,
+    STARTING,
+    WATCHING,
+    Notes,
+    Progress,
+    point_of,
+)
+from modelyard.components.rollout.registry_side import RegistryChange, RegistryView
+from modelyard.components.rollout.sequential import is_burst
+from modelyard.components.serving.target import Arm, ArmCounts, ServedModel, ServingState, ServingTarget, TargetChanged
+
+PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+PROMOTED, ROLLED_BACK = "promoted", "rolled_back"
+
+_WINDOW_REQUESTS = 100
+# About 4 in 100,000 for one look: a step has hundreds, and this is a net under the tests, not one of them.
+_Z = 4.0
+
+
+class _Decided(Exception):
+    """Ends the watching with a decision."""
+
+    def __init__(self, decision: str, reason: str) -> None:
+        super().__init__(reason)
+        self.decision, self.reason = decision, reason
+
+
+class Rollout:
+    """One rollout of one version.
+
+    Args:
+        target: where the model is served.
+        model_name: the model.
+        view: what the registry says; its versions are verified.
+        plan: what to do.
+        notes: the record, claimed.
+        clock: seconds that only grow.
+        now: seconds since 1970.
+        sleep: waits for a number of seconds.
+        replay: says what is wrong with an arm's answers to the golden rows, given its URL, the model's name and directory.
+    """
+
+    def __init__(
+        self,
+        target: ServingTarget,
+        model_name: str,
+        view: RegistryView,
+        plan: Plan,
+        notes: Notes,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        replay: Callable[[str, str, Path], str] = golden_fault,
+    ) -> None:
+        self._target, self._name, self._view, self._plan, self._notes = target, model_name, view, plan, notes
+        self._clock, self._now, self._sleep, self._replay = clock, now, sleep, replay
+        self._candidate = view.candidate.model
+        self._progress = Progress(self._candidate.version, self._candidate.digest, self._candidate.uri, plan.to_json())
+        self._evidence: Evidence | None = None
+        self._last_look = 0.0
+
+    def run(self, earlier: Progress | None) -> Progress:
+        """Brings the version to its end, promoted or rolled back, and returns how it went.
+
+        Args:
+            earlier: the last rollout of the model, from the record.
+
+        Raises:
+            InvalidInput, TargetChanged: it cannot begin on what is served now; nothing was changed.
+            NotAvailable: the target or the registry cannot be reached; what is served stays as it is, and a repetition goes on.
+        """
+        state = self._target.state(self._name)
+        unfinished = earlier is not None and earlier.phase != FINISHED
+        if earlier is not None and earlier.digest == self._candidate.digest and earlier.version == self._candidate.version:
+            if unfinished and self._goes_on(earlier, state):
+                self._progress = earlier
+                self._event(f"Goes on after it was stopped while {earlier.phase}.")
+            elif not unfinished and self._still_holds(earlier, state):
+                return earlier
+        elif earlier is not None and unfinished and _serves(state.canary, earlier.digest):
+            raise TargetChanged(
+                f"a rollout of version {earlier.version} of {self._name!r} was stopped half-way and its canary still stands: "
+                f"run that rollout again to finish it, or end it with: modelyard split {self._name} --end"
+            )
+        if self._progress is not earlier:
+            self._begin(state)
+        try:
+            if self._progress.phase == STARTING:
+                self._start()
+            if self._progress.phase == WATCHING:
+                self._watch()
+        except _Decided as decided:
+            self._turn_back(decided.decision, decided.reason)
+        if self._progress.phase == PROMOTING:
+            self._promote()
+        if self._progress.phase == ROLLING_BACK:
+            self._roll_back()
+        return self._progress
+
+    # Where it stands
+
+    def _goes_on(self, earlier: Progress, state: ServingState) -> bool:
+        """Whether to take up an unfinished rollout of the same version."""
+        if earlier.plan == self._plan.to_json() or earlier.phase in (PROMOTING, ROLLING_BACK):
+            return True
+        if _serves(state.canary, earlier.digest):
+            raise InvalidInput(
+                "steps, seconds and limits",
+                self._plan.to_json(),
+                f"a rollout of this version is under way with others ({earlier.plan}): repeat it with those, "
+                f"or end it with: modelyard split {self._name} --end",
+            )
+        return False
+
+    def _still_holds(self, earlier: Progress, state: ServingState) -> bool:
+        """Whether the answer of a finished rollout of the same version is the answer now."""
+        if earlier.decision == PASS:
+            return _serves(state.stable, earlier.digest) and self._is_champion()
+        # Registered again, it is a challenger again and is tried again; so is one that was not refuted.
+        return earlier.decision == FAIL and bool(self._view.rejected)
+
+    def _is_champion(self) -> bool:
+        champion = self._view.champion
+        return champion is not None and champion.model.digest == self._candidate.digest
+
+    def _begin(self, state: ServingState) -> None:
+        """Checks what is served against what the registry says, and opens the record."""
+        progress, champion = self._progress, self._view.champion
+        progress.started = self._now()
+        if self._is_champion() and _serves(state.stable, self._candidate.digest):
+            progress.reasons = [f"version {self._candidate.version} is in charge already"]
+            progress.phase, progress.decision, progress.outcome = FINISHED, PASS, PROMOTED
+            return
+        if self._view.rejected:
+            progress.reasons = [
+                f"version {self._candidate.version} was sent back before ({self._view.rejected}): register it to try again"
+            ]
+            progress.phase, progress.decision, progress.outcome = FINISHED, FAIL, ROLLED_BACK
+            return
+        in_charge = champion.model if champion else None
+        if state.stable is not None and (in_charge is None or in_charge.digest != state.stable.model.digest):
+            called = f"version {in_charge.version}" if in_charge else "no version"
+            raise TargetChanged(
+                f"version {state.stable.model.version} of {self._name!r} is served, but the registry's champion is {called}: "
+                f"serve the champion first, with: modelyard serve {self._name}"
+            )
+        canary = state.canary
+        if canary is not None and (canary.model.digest != self._candidate.digest or canary.share or canary.mirrored):
+            waits_for = in_charge if state.stable is None else None
+            if waits_for is None or canary.model.digest != waits_for.digest:
+                raise TargetChanged(
+                    f"version {canary.model.version} of {self._name!r} is on trial already, which this rollout did not start: "
+                    f"wait for its end, or end it with: modelyard split {self._name} --end"
+                )
+        if in_charge is not None and not self._is_champion():
+            progress.replaces = {"version": in_charge.version, "digest": in_charge.digest}
+        self._event(f"Version {self._candidate.version} is to be rolled out" + self._against() + ".")
+        self._notes.write(progress)
+
+    def _against(self) -> str:
+        return f" in place of version {self._progress.replaces['version']}" if self._progress.replaces else ", the first one"
+
+    # Start
+
+    def _start(self) -> None:
+        champion = self._view.champion
+        if self._progress.replaces and champion is not None and not self._is_champion():
+            if self._view.judged_against != champion.model.version:
+                raise _Decided(
+                    FAIL,
+                    f"it was judged against {self._judged_against()}, but the champion is version {champion.model.version} "
+                    "now: evaluate it against that one",
+                )
+            self._serve_champion(champion)
+        arm = self._start_arm(self._candidate)
+        if arm is None:
+            raise _Decided(INCONCLUSIVE, "the canary was taken away while it was starting")
+        if not arm.ready:
+            raise _Decided(FAIL, f"version {self._candidate.version} did not become ready: {arm.reason or 'no reason given'}")
+        if fault := self._replay(arm.url, self._name, self._view.candidate.directory):
+            raise _Decided(FAIL, fault)
+        self._keep_counts(self._target.counts(self._name))
+        self._event("The canary is ready and answers the golden rows as it must.")
+        self._progress.phase = WATCHING
+        self._notes.write(self._progress)
+
+    def _judged_against(self) -> str:
+        return f"version {self._view.judged_against}" if self._view.judged_against else "no champion"
+
+    def _serve_champion(self, champion: registry_side.Released) -> None:
+        """Where nothing is served yet, the champion comes first."""
+        if self._target.state(self._name).stable is not None:
+            return
+        self._event(f"Nothing is served yet: version {champion.model.version}, the champion, comes first.")
+        arm = self._start_arm(champion.model)
+        fault = "it was taken away while it was starting" if arm is None else arm.reason or "it is not ready"
+        if arm is not None and arm.ready:
+            fault = self._replay(arm.url, self._name, champion.directory)
+        if arm is None or not arm.ready or fault:
+            if arm is not None:
+                self._target.roll_back(self._name)
+            raise NotAvailable(f"the champion, version {champion.model.version} of {self._name!r}, cannot be served: {fault}")
+        self._target.promote(self._name, champion.model.digest)
+
+    def _start_arm(self, model: ServedModel) -> Arm | None:
+        self._target.start_canary(self._name, model)
+        arm = self._target.state(self._name).canary
+        return arm if _serves(arm, model.digest) else None
+
+    # Watch
+
+    @property
+    def _steps(self) -> tuple[Step, ...]:
+        return self._plan.steps if self._progress.replaces else (Step(WHOLE, self._plan.bake_seconds),)
+
+    def _watch(self) -> None:
+        progress = self._progress
+        self._evidence = Evidence(self._plan.limits, self._reference_shift(), progress.evidence)
+        while progress.step < len(self._steps):
+            step = self._steps[progress.step]
+            self._enter(step)
+            while not self._look(step):
+                pass
+            self._event(f"Step {progress.step + 1} of {len(self._steps)}, {step}: passed.")
+            progress.step += 1
+            progress.waited = progress.watched = 0.0
+            progress.samples, progress.failed = {STABLE: 0, CANARY: 0}, {STABLE: 0, CANARY: 0}
+        self._conclude()
+
+    def _conclude(self) -> None:
+        progress = self._progress
+        total = progress.total(CANARY)
+        if progress.replaces:
+            reason = f"every step passed: {total.samples:,} requests, {total.failed:,} failed, and no test speaks against it"
+        else:
+            reason = "the first version: with nothing to compare with, only readiness, golden rows and bursts were watched"
+        progress.phase, progress.decision, progress.reasons = PROMOTING, PASS, [reason]
+        self._notes.write(progress)
+
+    def _reference_shift(self) -> float:
+        champion = self._view.champion
+        return shift_between(self._view.candidate.directory, champion.directory) if champion else 0.0
+
+    def _enter(self, step: Step) -> None:
+        """Asks for the step's share, unless it is in force."""
+        self._last_look = self._clock()
+        share = {"percent": step.percent, "mirror": step.mirror}
+        progress = self._progress
+        self._check_untouched(self._target.state(self._name), (progress.asked, progress.in_force))
+        if progress.in_force == share:
+            return
+        progress.asked = share
+        # Written first: a share that the record does not explain is somebody else's.
+        self._notes.write(progress)
+        try:
+            self._target.set_share(self._name, step.percent, mirror=step.mirror)
+        except TargetChanged as error:
+            raise _Decided(INCONCLUSIVE, str(error)) from error
+        progress.in_force = share
+        # A look must not mix two shares, so what was answered meanwhile belongs to none.
+        self._keep_counts(self._target.counts(self._name))
+        self._event(f"Step {progress.step + 1} of {len(self._steps)}: the canary gets {step} of the traffic.")
+
+    def _check_untouched(self, state: ServingState, shares: tuple[dict[str, Any], ...]) -> Arm:
+        """The canary, if what is served is what this rollout left."""
+        progress, stable, canary = self._progress, state.stable, state.canary
+        if _serves(stable, progress.digest):
+            progress.phase, progress.decision, progress.outcome = FINISHED, INCONCLUSIVE, ROLLED_BACK
+            progress.reasons = ["somebody else put it in charge while it was on trial"]
+            self._notes.write(progress)
+            raise TargetChanged(
+                f"somebody else put version {progress.version} of {self._name!r} in charge while it was on trial: it is left "
+                f"so, and the registry as it is. Bring back the version before with: modelyard rollback {self._name}"
+            )
+        if progress.replaces and not _serves(stable, progress.replaces["digest"]):
+            found = f"version {stable.model.version}" if stable else "no version"
+            raise _Decided(INCONCLUSIVE, f"somebody else changed the version in charge: it is {found} now")
+        if canary is None:
+            raise _Decided(INCONCLUSIVE, "somebody else took the canary away")
+        if canary.model.digest != progress.digest:
+            raise _Decided(INCONCLUSIVE, f"somebody else made version {canary.model.version} the canary")
+        found_share = {"percent": canary.share, "mirror": canary.mirrored}
+        if found_share not in shares:
+            kind = "a copy of " if canary.mirrored else ""
+            raise _Decided(INCONCLUSIVE, f"somebody else gave the canary {kind}{canary.share} % of the traffic")
+        return canary
+
+    def _look(self, step: Step) -> bool:
+        """Waits, looks at both arms and writes down what it saw; returns whether the step has passed."""
+        progress = self._progress
+        self._sleep(self._plan.look_seconds)
+        now = self._clock()
+        elapsed, self._last_look = now - self._last_look, now
+        progress.waited += elapsed
+        try:
+            state, counts = self._target.state(self._name), self._target.counts(self._name)
+        except NotAvailable as error:
+            if not progress.unreachable:
+                self._event(f"The target cannot be reached: {error}")
+            progress.unreachable += elapsed
+            if progress.unreachable > self._plan.limits.ready_grace_seconds:
+                raise _Decided(
+                    INCONCLUSIVE, f"the target could not be reached for {progress.unreachable:.0f} s: {error}"
+                ) from error
+            return False
+        progress.unreachable = 0.0
+        canary = self._check_untouched(state, (progress.in_force,))
+        seen = self._take_in(step, counts)
+        if counts.canary is not None and (counts.stable is not None or not progress.replaces):
+            progress.watched += elapsed
+        reasons = [*self._floor(canary, elapsed, seen), *self._faults(step)]
+        self._notes.write(progress)
+        self._say(step, seen)
+        if reasons:
+            progress.reasons = reasons
+            raise _Decided(FAIL, "; ".join(reasons))
+        return self._is_done(step)
+
+    def _take_in(self, step: Step, counts: ArmCounts) -> dict[str, Increment]:
+        progress = self._progress
+        seen = {}
+        for arm, found in ((STABLE, counts.stable), (CANARY, counts.canary)):
+            seen[arm] = increment(progress.counts_before(arm), found)
+            if seen[arm].restarted:
+                self._event(f"The {arm} version, or what counts for it, started again: its counts begin at zero.")
+            progress.add(arm, seen[arm])
+        self._keep_counts(counts)
+        evidence = self._evidence
+        if evidence is not None and self._compares(step):
+            evidence.look(seen[CANARY], seen[STABLE])
+            progress.evidence = evidence.to_json()
+        progress.add_point(
+            {
+                "at": round(self._now(), 3),
+                "step": progress.step,
+                "percent": step.percent,
+                "mirror": step.mirror,
+                STABLE: point_of(seen[STABLE]),
+                CANARY: point_of(seen[CANARY]),
+                "log_e": evidence.log_e_values if evidence is not None else {},
+            }
+        )
+        return seen
+
+    def _compares(self, step: Step) -> bool:
+        return bool(self._progress.replaces) and (step.mirror or step.percent < WHOLE)
+
+    def _keep_counts(self, counts: ArmCounts) -> None:
+        self._progress.keep_counts(STABLE, counts.stable)
+        self._progress.keep_counts(CANARY, counts.canary)
+
+    def _floor(self, canary: Arm, elapsed: float, seen: dict[str, Increment]) -> list[str]:
+        """What no test is needed for."""
+        progress = self._progress
+        reasons = []
+        if canary.failed:
+            reasons.append(f"version {progress.version} failed: {canary.reason or 'no reason given'}")
+        progress.unready = 0.0 if canary.ready else progress.unready + elapsed
+        if not canary.ready and not canary.failed and progress.unready > self._plan.limits.ready_grace_seconds:
+            reasons.append(
+                f"version {progress.version} has not been ready for {progress.unready:.0f} s: {canary.reason or 'no reason'}"
+            )
+        for arm, found in seen.items():
+            failed, requests = progress.window[arm]
+            progress.window[arm] = [failed + found.failed, requests + found.samples]
+        if is_burst(*progress.window[CANARY], *progress.window[STABLE]):
+            failed, requests = progress.window[CANARY]
+            reasons.append(f"a burst of failures: {failed} of the canary's last {requests} requests")
+        elif progress.window[CANARY][1] >= _WINDOW_REQUESTS:
+            progress.window = {STABLE: [0, 0], CANARY: [0, 0]}
+        return reasons
+
+    def _faults(self, step: Step) -> list[str]:
+        """What the tests found, or at 100 % the comparison with what the stable version's failures had been."""
+        if self._compares(step):
+            return self._evidence.faults if self._evidence is not None else []
+        progress = self._progress
+        before = progress.total(STABLE)
+        if not before.samples or not progress.samples[CANARY]:
+            return []
+        allowed = self._plan.limits.max_failure_ratio * _wilson(before.failed, before.samples)[1]
+        low = _wilson(progress.failed[CANARY], progress.samples[CANARY])[0]
+        if low <= allowed:
+            return []
+        return [
+            f"{progress.failed[CANARY]} of {progress.samples[CANARY]} requests failed at all the traffic, at least "
+            f"{100 * low:.2g} % by its interval; of the version before at most {100 * allowed:.2g} %"
+        ]
+
+    def _is_done(self, step: Step) -> bool:
+        """Whether the step has lasted its time and seen its requests."""
+        progress = self._progress
+        missing = self._missing(step)
+        if progress.watched >= step.seconds and not missing:
+            return True
+        if progress.waited >= self._plan.deadline_seconds:
+            raise _Decided(
+                INCONCLUSIVE,
+                f"step {progress.step + 1} ({step}) was not settled in {progress.waited:.0f} s: "
+                + (missing or f"both arms could be seen for {progress.watched:.0f} s, fewer than {step.seconds:g}"),
+            )
+        return False
+
+    def _missing(self, step: Step) -> str:
+        """Which requests the step lacks."""
+        progress, minimum = self._progress, self._plan.min_samples
+        if not progress.replaces:
+            return ""
+        if progress.samples[CANARY] < minimum:
+            return f"{progress.samples[CANARY]} of the {minimum} requests that the canary must get"
+        if not self._compares(step):
+            return ""
+        # Half of what its share would bring it, where that is less.
+        share = 1.0 if step.mirror else (WHOLE - step.percent) / step.percent
+        wanted = max(1, math.floor(minimum * min(1.0, share / 2)))
+        if progress.samples[STABLE] < wanted:
+            return f"{progress.samples[STABLE]} of the {wanted} requests that the stable version must get to compare with"
+        return ""
+
+    # End
+
+    def _turn_back(self, decision: str, reason: str) -> None:
+        progress = self._progress
+        progress.phase, progress.decision = ROLLING_BACK, decision
+        progress.reasons = progress.reasons or [reason]
+        self._event(f"{decision}: {reason}")
+        # Written first, so that whoever goes on after a kill rolls back and does not try once more.
+        self._notes.write(progress)
+
+    def _promote(self) -> None:
+        progress = self._progress
+        try:
+            before = promote_model(self._name, progress.version, progress.digest)
+        except (PromotionRefused, VerificationFailed, InvalidInput) as error:
+            progress.reasons = []
+            self._turn_back(FAIL, f"the registry refused it: {error}")
+            return
+        try:
+            self._target.promote(self._name, progress.digest)
+        except TargetChanged:
+            # The registry has decided; whoever took the canary away meanwhile did not know, unless it was a rollback.
+            self._notes.write(progress)
+            self._target.restore(self._name, progress.model)
+        self._event(f"Version {progress.version} is champion" + (f" in place of version {before}." if before else "."))
+        self._finish(PROMOTED)
+
+    def _roll_back(self) -> None:
+        progress = self._progress
+        self._take_canary_away()
+        if progress.decision == FAIL:
+            change = RegistryChange(registry_side.REJECT, progress.version, progress.digest, "", "; ".join(progress.reasons))
+            try:
+                self._event(f"Registry: {registry_side.make(self._name, change)}.")
+            except NotAvailable as error:
+                self._notes.add_pending(change.to_json())
+                progress.reasons.append("the registry could not be told yet; the next rollout or rollback does it")
+                self._event(f"Registry: pending, {error}")
+        self._finish(ROLLED_BACK)
+
+    def _take_canary_away(self) -> None:
+        """Persistently: as long as the canary stands, it answers some of the traffic."""
+        waited = 0.0
+        while True:
+            try:
+                # Never somebody else's canary.
+                if _serves(self._target.state(self._name).canary, self._progress.digest):
+                    self._target.roll_back(self._name)
+                    self._event("The canary was taken away.")
+                return
+            except NotAvailable as error:
+                if waited >= self._plan.limits.ready_grace_seconds:
+                    raise NotAvailable(
+                        f"the canary, version {self._progress.version} of {self._name!r}, must be taken away, but the target "
+                        f"cannot be reached ({error}): run this rollout again, or: modelyard split {self._name} --end"
+                    ) from error
+                self._sleep(self._plan.look_seconds)
+                waited += self._plan.look_seconds
+
+    def _finish(self, outcome: str) -> None:
+        self._progress.phase, self._progress.outcome = FINISHED, outcome
+        self._notes.write(self._progress)
+
+    def _event(self, text: str) -> None:
+        self._progress.events.append({"at": round(self._now(), 3), "text": text})
+        print(text, flush=True)
+
+    def _say(self, step: Step, seen: dict[str, Increment]) -> None:
+        progress = self._progress
+        strongest = max(self._evidence.log_e_values.items(), key=lambda item: item[1]) if self._evidence else ("", 0.0)
+        print(
+            f"{step}: {progress.samples[CANARY]} canary requests in {progress.watched:.0f} s "
+            f"({seen[CANARY].failed} failed since the last look; strongest evidence: {strongest[0]}, e = "
+            f"{math.exp(min(strongest[1], 700)):.3g})",
+            flush=True,
+        )
+
+
+def _serves(arm: Arm | None, digest: str) -> bool:
+    return arm is not None and arm.model.digest == digest
+
+
+def _wilson(count: int, total: int) -> tuple[float, float]:
+    """Wilson's interval of a share, ``_Z`` standard deviations wide to each side."""
+    centre = (count + _Z**2 / 2) / (total + _Z**2)
+    half = _Z / (total + _Z**2) * math.sqrt(count * (total - count) / total + _Z**2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,199 @@
+"""Rolls a registered version out at a serving target, and writes down how it went: report, timeline, MLflow run."""
+
+import json
+import os
+import secrets
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn
+
+from modelyard.components import settings
+from modelyard.components.artifacts.names import check_model_name
+from modelyard.components.errors import ModelyardError, NotAvailable
+from modelyard.components.rollout.engine import Rollout
+from modelyard.components.rollout.plan import Plan, parse_plan
+from modelyard.components.rollout.record import Notes, Progress
+from modelyard.components.rollout.registry_side import finish_pending, look_up
+from modelyard.components.rollout.report import render_report, timeline_of
+from modelyard.components.serving.target import ServingTarget, TargetChanged
+from modelyard.components.storage.files import write_text
+from modelyard.components.storage.locks import exclusive_lock
+
+_LONGEST_TAG = 5000
+
+
+class Cancelled(ModelyardError):
+    """The rollout was told to stop; what is served was left as it was."""
+
+
+@dataclass(frozen=True)
+class RolledOut:
+    """How a rollout ended.
+
+    Attributes:
+        decision: ``pass``, ``fail`` or ``inconclusive``.
+        outcome: ``promoted`` or ``rolled_back``.
+        reasons: why, in one line.
+    """
+
+    decision: str
+    outcome: str
+    reasons: str
+
+
+def rollout_model(
+    report: str | os.PathLike[str],
+    timeline: str | os.PathLike[str],
+    *,
+    model_name: str,
+    version: str,
+    digest: str,
+    uri: str,
+    target: str = "local",
+    run_id: str = "",
+    **parameters: Any,
+) -> RolledOut:
+    """Rolls a version out and writes the report.
+
+    Args:
+        report: where the HTML page goes.
+        timeline: where the timeline goes, JSON.
+        model_name: the registered model.
+        version: the version to roll out.
+        digest: its model digest.
+        uri: where the registry says it is kept.
+        target: where it is served; see ``open_target``.
+        run_id: MLflow run that gets the decision and the report; empty to leave MLflow's runs alone.
+        parameters: steps, seconds, samples and limits; see ``parse_plan``.
+
+    Raises:
+        InvalidInput: a parameter cannot be used as given.
+        TargetChanged: it cannot begin on what is served now, or another rollout is under way.
+        VerificationFailed: the version or the champion is not what the registry says it is.
+        NotAvailable: the target or the registry cannot be reached; a repetition goes on.
+        Cancelled: the process was told to stop; a repetition goes on.
+    """
+    check_model_name(model_name)
+    plan = parse_plan(**parameters)
+    from modelyard.components.serving.targets import open_target
+
+    progress = run_rollout(
+        open_target(target),
+        plan,
+        model_name=model_name,
+        version=version,
+        digest=digest,
+        uri=uri,
+        on_this_machine=target == "local",
+    )
+    page = render_report(model_name, progress)
+    content = timeline_of(model_name, progress)
+    write_text(report, page)
+    write_text(timeline, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    if run_id:
+        _log(run_id, progress, page, content)
+    return RolledOut(progress.decision, progress.outcome, "; ".join(progress.reasons))
+
+
+def run_rollout(
+    target: ServingTarget,
+    plan: Plan,
+    *,
+    model_name: str,
+    version: str,
+    digest: str,
+    uri: str,
+    on_this_machine: bool = False,
+    now: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+    **details: Any,
+) -> Progress:
+    """Rolls a version out at an open target; errors as ``rollout_model``.
+
+    Args:
+        target: where the model is served.
+        plan: what to do.
+        model_name: the registered model.
+        version: the version to roll out.
+        digest: its model digest.
+        uri: where the registry says it is kept.
+        on_this_machine: whether every rollout of this target runs on this machine, so that a lock tells who is alive.
+        now: seconds since 1970.
+        sleep: waits for a number of seconds.
+        details: further arguments of ``Rollout``.
+    """
+    lease = 3 * plan.look_seconds + plan.limits.ready_grace_seconds + 30
+    notes = Notes(target, model_name, token=secrets.token_hex(8), lease_seconds=lease, now=now)
+    with _told_to_stop(model_name), _alone(model_name) if on_this_machine else nullcontext():
+        earlier = notes.claim(sleep, alone=on_this_machine)
+        try:
+            for change in finish_pending(target, model_name):
+                print(f"Registry, left from before: {change}.")
+            with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
+                view = look_up(model_name, version, digest, uri, folder)
+                return Rollout(target, model_name, view, plan, notes, now=now, sleep=sleep, **details).run(earlier)
+        finally:
+            # A target that cannot be reached forgets the claim by itself.
+            with suppress(NotAvailable):
+                notes.release()
+
+
+@contextmanager
+def _alone(model_name: str) -> Iterator[None]:
+    """Holds the lock of this model's rollouts on this machine, which the kernel releases when its holder dies."""
+    folder = settings.home() / "serving"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def refuse() -> NoReturn:
+        raise TargetChanged(f"another rollout of {model_name!r} is under way on this machine: wait for its end")
+
+    with exclusive_lock(folder / f"{model_name}.rollout.lock", refuse):
+        yield
+
+
+@contextmanager
+def _told_to_stop(model_name: str) -> Iterator[None]:
+    """Says what a cancelled rollout leaves, instead of ending without a word."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Cancelled(
+            f"the rollout of {model_name!r} was told to stop: what is served stays as it is. Run it again to go on, or end it "
+            f"with: modelyard split {model_name} --end"
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _log(run_id: str, progress: Progress, page: str, content: dict[str, Any]) -> None:
+    """Adds the decision, its reasons and the report to an MLflow run."""
+    from modelyard.components.tracking.connection import client, reachable
+
+    tracking = client()
+    from mlflow.entities import RunTag
+
+    tags = {
+        "modelyard.rollout": progress.decision,
+        "modelyard.outcome": progress.outcome,
+        "modelyard.rollout_reasons": "; ".join(progress.reasons)[:_LONGEST_TAG],
+    }
+    try:
+        with reachable():
+            tracking.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            tracking.log_text(run_id, page, "rollout/report.html")
+            tracking.log_dict(run_id, content, "rollout/timeline.json")
+    except NotAvailable as error:
+        # The rollout is done, and repeating it would not do it better.
+        print(f"{error}; the run {run_id} lacks the rollout's report.")
