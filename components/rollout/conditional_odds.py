@@ -15,12 +15,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaln, logsumexp
+from scipy.special import gammaln
 
-from modelyard.components.errors import InvalidInput
-
-LARGEST_COUNT = 10_000_000
-"""Most requests of an arm in one look: what the sums are tested for."""
+from modelyard.components.rollout.always_valid import log_sum
 
 STEPS_PER_DOUBLING = 8
 _OCTAVES = 7
@@ -31,13 +28,20 @@ NULL = len(LOG_RATIOS) // 2
 """Index of the tolerated odds ratio itself in `LOG_RATIOS`."""
 
 # Alternatives that the test bets on, in octaves above the tolerated odds, and how much it stakes on each. Most lies about twice
-# the tolerated odds: smaller differences need more traffic than a rollout sees, larger ones win soon with a small stake.
-_STAKES = {0.5: 0.10, 0.75: 0.15, 1.0: 0.30, 1.25: 0.15, 1.5: 0.10, 2.0: 0.08, 2.5: 0.05, 3.5: 0.04, 5.0: 0.02, 7.0: 0.01}
+# the tolerated odds; smaller differences show only in far more traffic, larger ones win soon with a small stake.
+_STAKES = {
+    **{0.125: 0.01, 0.25: 0.02, 0.5: 0.05, 0.75: 0.14, 1.0: 0.42, 1.25: 0.14},
+    **{1.5: 0.07, 2.0: 0.05, 3.0: 0.05, 5.0: 0.03, 7.0: 0.02},
+}
 BETS = NULL + np.array([round(octaves * STEPS_PER_DOUBLING) for octaves in _STAKES])
-LOG_STAKES = np.log(np.array(list(_STAKES.values())) / sum(_STAKES.values()))
+LOG_STAKES = np.log(np.array(list(_STAKES.values())))
 
-_LARGEST_EXPONENT = 700.0
-_MOST_CAPPED_TABLES = 1 << 14
+# For bounds, every step away from an odds ratio is an alternative, and near ones have more, so that bounds go on to narrow.
+_STEPS = np.arange(1, NULL + 1)
+_LOG_STEP_STAKES = -np.log(_STEPS * (1 / _STEPS).sum())
+
+_LARGEST_EXPONENT = 300.0
+_MOST_CAPPED_TABLES = 1 << 12
 
 
 def _modes(canary: int, stable: int, bad: int, ratios: np.ndarray) -> np.ndarray:
@@ -58,7 +62,7 @@ def _spreads(canary: int, stable: int, bad: int, modes: np.ndarray) -> np.ndarra
 
 def _reach(spread: np.ndarray) -> np.ndarray:
     """How far from the mode a term can matter: beyond, Bernstein's inequality leaves less than 1e-16 of the sum."""
-    return np.ceil(16 + np.sqrt(190 + 128 * spread**2))
+    return np.ceil(16 + np.sqrt(190 + 100 * spread**2))
 
 
 def log_terms(x: np.ndarray, canary: int, stable: int, bad: int) -> np.ndarray:
@@ -72,14 +76,15 @@ def _partition(canary: int, stable: int, bad: int, log_ratios: np.ndarray) -> np
     spreads = _spreads(canary, stable, bad, modes)
     # A count with these distributions is a sum of independent yes-or-no variables (Vatutin & Mikhailov, 1982), so with
     # variance v its characteristic function is at most exp(-v (1 - cos t)): every h-th term, times h, gives the whole sum up to
-    # a share of about 2 exp(-8 v / h^2). A quarter of the standard deviation as step makes that vanish in double precision.
-    steps = np.maximum(1, np.floor(spreads / 4))
-    reach = _reach(spreads)
-    first = np.maximum(low, np.round(modes) - steps * np.ceil(reach / steps))
-    x = first[:, None] + steps[:, None] * np.arange(int((2 * np.ceil(reach / steps)).max()) + 1)
-    inside = x <= np.minimum(high, np.round(modes) + reach)[:, None]
+    # a share of about 2 exp(-8 v / h^2). A third of the standard deviation as step makes that vanish in double precision.
+    steps = np.maximum(1, np.floor(spreads / 3))
+    strides = np.ceil(_reach(spreads) / steps)
+    first = np.maximum(low, np.round(modes) - steps * strides)
+    columns = min(2 * int(strides.max()), high - low) + 1
+    x = first[:, None] + steps[:, None] * np.arange(columns)
+    inside = x <= high
     terms = log_terms(np.where(inside, x, low), canary, stable, bad) + x * log_ratios[:, None]
-    return logsumexp(np.where(inside, terms, -np.inf), axis=1) + np.log(steps)
+    return log_sum(np.where(inside, terms, -np.inf)) + np.log(steps)
 
 
 @lru_cache(maxsize=512)
@@ -104,36 +109,18 @@ def log_partition(canary: int, stable: int, bad: int, log_ratios: np.ndarray) ->
     return _partition(canary, stable, bad, np.asarray(log_ratios, dtype=float))
 
 
-def checked_count(name: str, value: Any) -> int:
-    """``value`` if it is a count of one look."""
-    count = int(value)
-    if count != value or not 0 <= count <= LARGEST_COUNT:
-        raise InvalidInput(name, value, f"Give a whole number from 0 to {LARGEST_COUNT}: what was counted in this look.")
-    return count
-
-
-def checked_counts(name: str, values: Any, buckets: int) -> np.ndarray:
-    """``values`` as int64, shape (buckets,), if they are counts of one look."""
-    counts = np.asarray(values)
-    if counts.shape != (buckets,):
-        raise InvalidInput(name, counts.shape, f"Give one count for each of the {buckets} buckets.")
-    if counts.dtype.kind not in "iu" or counts.min() < 0 or counts.sum() > LARGEST_COUNT:
-        raise InvalidInput(name, counts.tolist(), f"Give whole numbers from 0, at most {LARGEST_COUNT} together.")
-    return counts.astype(np.int64)
-
-
 class OddsProcess:
     """An e-process against "in every look, the canary's odds of being bad are at most ``tolerated`` times the stable arm's".
 
     Its value starts at 1. Each look multiplies it by a likelihood ratio, a mixture over several larger odds ratios against the
     tolerated one, which given the past and the look's margins has expectation 1 if the odds ratio is the tolerated one, and
     at most 1 if it is smaller: the ratio grows with the canary's bad count, and a smaller odds ratio makes that count smaller
-    in distribution (monotone likelihood ratio). So it is a nonnegative supermartingale under the null, and ever reaches ``1 / alpha``
-    with probability at most ``alpha``, however often one looks and whenever one stops (Ville, 1939).
+    in distribution (monotone likelihood ratio). So it is a nonnegative supermartingale under the null, and ever reaches
+    ``1 / alpha`` with probability at most ``alpha``, however often one looks and whenever one stops (Ville, 1939).
 
     What a look would win beyond ``1 / alpha`` is of no use there. It is cut off, and what is saved raises the look's other
     outcomes, so that the expectation is 1 again (Fischer & Ramdas, 2024): the same guarantee, more power. With margins so
-    large that more than 16,384 outcomes are plausible the cut is left out, which only costs power.
+    large that more than 4,096 outcomes are plausible the cut is left out, which only costs power.
 
     Args:
         log_cap: log of the value at which the test has decided.
@@ -152,7 +139,7 @@ class OddsProcess:
         """Log of the e-process now; it stays at ``log_cap`` once it has reached that."""
         if self.decided:
             return self.log_cap
-        return float(logsumexp(LOG_STAKES + self.curve[BETS])) + self.log_raised
+        return float(log_sum(LOG_STAKES + self.curve[BETS])) + self.log_raised
 
     def look(self, canary_bad: int, canary: int, stable_bad: int, stable: int) -> None:
         """Takes in what was counted since the look before."""
@@ -180,48 +167,51 @@ class OddsProcess:
         x = np.arange(first, last + 1)
         null = np.exp(log_terms(x, canary, stable, bad) + x * math.log(self.tolerated) - partition[NULL])
         wealth = LOG_STAKES + self.curve[BETS]
-        now = float(logsumexp(wealth))
+        now = float(log_sum(wealth))
         log_cap = self.log_cap - self.log_raised - now
         if log_cap > _LARGEST_EXPONENT:
             return 0.0
         exponents = wealth - now - (partition[BETS] - partition[NULL]) + x[:, None] * LOG_RATIOS[BETS]
         # The mixture grows with x, and what is above the cap is cut off in any case.
-        value = np.exp(np.minimum(logsumexp(exponents, axis=1), log_cap))
+        value = np.exp(np.clip(log_sum(exponents), -_LARGEST_EXPONENT, log_cap))
         cap = math.exp(log_cap)
-        below = np.concatenate([[0.0], np.cumsum(null * value)])[:-1]
+        below = np.concatenate([[0.0], np.cumsum(null * value)[:-1]])
         above = np.cumsum(null[::-1])[::-1]
-        # Raised so that the cap is just reached at x, what is expected? The first x with no more than 1 is where the cut begins.
+        # If all were raised until x just reaches the cap, what would be expected? The cut begins at the first x with at most 1.
         affordable = np.flatnonzero(cap / value * below + cap * above <= 1)
-        if not len(affordable):
+        if not len(affordable) or not below[affordable[0]]:
             return 0.0
         cut = affordable[0]
-        return max(0.0, math.log((1 - cap * above[cut]) / below[cut]))
+        return math.log(max(1.0, (1 - cap * above[cut]) / below[cut]))
 
     def bounds(self, alpha: float) -> tuple[float, float]:
         """Odds ratios that the looks so far leave possible: each end holds at all times with probability ``1 - alpha``.
 
-        They invert the e-process without the cut. For each odds ratio as the null, the alternatives above it (for the lower
-        end) or below it (for the upper end) are mixed with the same stakes. The lower end holds for the largest odds ratio of
-        any look, the upper end for the smallest.
+        They invert the e-process without the cut: each odds ratio in turn is the null, and the alternatives above it (for the
+        lower end) or below it (for the upper end) are mixed. The lower end holds for the largest odds ratio of any look, the
+        upper end for the smallest. Between the steps of the grid, log e-values are interpolated.
+
+        Returns:
+            Lower and upper end; 0 and inf where the grid has no end.
         """
-        octaves = BETS - NULL
-        size = len(LOG_RATIOS)
-        padded = np.concatenate([np.full(octaves[-1], -np.inf), self.curve, np.full(octaves[-1], -np.inf)])
-        centres = np.arange(size)[:, None] + octaves[-1]
+        size, margin = len(LOG_RATIOS), len(_STEPS)
+        padded = np.concatenate([np.full(margin, -np.inf), self.curve, np.full(margin, -np.inf)])
         limit = -math.log(alpha)
         ends = []
         for direction in (1, -1):
-            against = logsumexp(padded[centres + direction * octaves] + LOG_STAKES, axis=1) - self.curve
             order = np.arange(size)[::direction]
-            possible = np.flatnonzero(against[order] < limit)
-            if not len(possible) or possible[0] == 0:
-                ends.append(-math.inf if direction == 1 else math.inf)
+            against = np.full(size, -np.inf)
+            inner = order[:-1]
+            rivals = padded[margin + inner[:, None] + direction * _STEPS] + _LOG_STEP_STAKES
+            against[inner] = log_sum(rivals) - self.curve[inner]
+            possible = np.flatnonzero(against[order] < limit)[0]
+            if not possible:
+                ends.append(-direction * math.inf)
                 continue
-            inner, outer = order[possible[0]], order[possible[0] - 1]
-            part = (against[outer] - limit) / (against[outer] - against[inner])
-            ends.append(float(LOG_RATIOS[outer] + part * (LOG_RATIOS[inner] - LOG_RATIOS[outer])))
-        low, high = (self.tolerated * math.exp(end) for end in ends)
-        return low, high
+            near, far = order[possible], order[possible - 1]
+            part = (against[far] - limit) / (against[far] - against[near]) if math.isfinite(against[near]) else 1.0
+            ends.append(float(LOG_RATIOS[far] + part * (LOG_RATIOS[near] - LOG_RATIOS[far])))
+        return self.tolerated * math.exp(ends[0]), self.tolerated * math.exp(ends[1])
 
     def to_json(self) -> dict[str, Any]:
         """All it knows, ready for JSON, exactly."""

@@ -5,15 +5,14 @@ evidence and its own share of the error that a rollout may make.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv, logsumexp
+from scipy.special import betaincinv
 
 from modelyard.components.errors import InvalidInput
-from modelyard.components.rollout.conditional_odds import LOG_RATIOS, OddsProcess, checked_count, log_partition, log_terms
-
-Decision = Literal["go_on", "fail"]
+from modelyard.components.rollout.always_valid import AlwaysValidTest, Decision, checked_count, log_sum
+from modelyard.components.rollout.conditional_odds import LOG_RATIOS, OddsProcess, log_partition, log_terms
 
 BURST_FAILURES = 10
 BURST_RATE = 0.2
@@ -21,14 +20,7 @@ BURST_CONFIDENCE = 0.999
 BURST_CHANCE = 1e-5
 
 
-def checked_alpha(alpha: float) -> float:
-    """``alpha`` if it is a probability that a test can be held to."""
-    if not 0 < alpha < 1:
-        raise InvalidInput("alpha", alpha, "Give the largest acceptable probability of a false alarm, above 0 and below 1.")
-    return float(alpha)
-
-
-class FailureEvidence:
+class FailureEvidence(AlwaysValidTest):
     """Evidence that the canary's requests go bad more often than the stable arm's.
 
     Args:
@@ -37,7 +29,7 @@ class FailureEvidence:
     """
 
     def __init__(self, alpha: float, tolerance_ratio: float = 1.0) -> None:
-        self.alpha = checked_alpha(alpha)
+        super().__init__(alpha)
         if not 0.01 <= tolerance_ratio <= 100:
             raise InvalidInput(
                 "tolerance_ratio", tolerance_ratio, "Give an odds ratio from 0.01 to 100; 1 tolerates no difference."
@@ -54,31 +46,15 @@ class FailureEvidence:
             if bad > total:
                 raise InvalidInput(name, bad, f"Count bad requests among all of the look's; there were {total}.")
         self._process.look(canary_bad, canary_total, stable_bad, stable_total)
+        self._failed = self._process.decided
         self.canary_bad += canary_bad
         self.canary_total += canary_total
         self.stable_bad += stable_bad
         self.stable_total += stable_total
         return self.decision
 
-    @property
-    def decision(self) -> Decision:
-        """``fail`` once the e-value has reached the threshold, and ever after."""
-        return "fail" if self._process.decided else "go_on"
-
-    @property
-    def threshold(self) -> float:
-        """The e-value that decides: ``1 / alpha``."""
-        return 1 / self.alpha
-
-    @property
-    def log_e_value(self) -> float:
-        """Natural log of `e_value`; finite always."""
+    def _log_value(self) -> float:
         return self._process.log_value
-
-    @property
-    def e_value(self) -> float:
-        """The evidence: 1 says nothing, `threshold` decides. It goes no higher than that."""
-        return self.threshold if self._process.decided else math.exp(self.log_e_value)
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -119,6 +95,7 @@ class FailureEvidence:
         evidence = cls(state["alpha"], state["tolerance_ratio"])
         evidence.canary_bad, evidence.canary_total, evidence.stable_bad, evidence.stable_total = state["counts"]
         evidence._process.restore(state["process"])
+        evidence._failed = evidence._process.decided
         return evidence
 
 
@@ -141,7 +118,6 @@ def is_burst(canary_failed: int, canary_total: int, stable_failed: int, stable_t
     bad = canary_failed + stable_failed
     x = np.arange(canary_failed, min(canary_total, bad) + 1)
     log_chance = (
-        logsumexp(log_terms(x, canary_total, stable_total, bad))
-        - log_partition(canary_total, stable_total, bad, np.zeros(1))[0]
+        log_sum(log_terms(x, canary_total, stable_total, bad)) - log_partition(canary_total, stable_total, bad, np.zeros(1))[0]
     )
     return bool(log_chance <= math.log(BURST_CHANCE))

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
 
 from modelyard.components.errors import InvalidInput
-from modelyard.components.rollout.conditional_odds import OddsProcess, checked_counts
-from modelyard.components.rollout.failures import Decision, checked_alpha
+from modelyard.components.rollout.always_valid import AlwaysValidTest, Decision, checked_counts, log_sum, share_reach
+from modelyard.components.rollout.conditional_odds import OddsProcess
 from modelyard.components.serving.buckets import LATENCY_EDGES
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -48,7 +47,7 @@ def quantile(counts: Sequence[int] | np.ndarray, share: float) -> float:
     return float(low + part * (_EDGES[place] - low))
 
 
-class LatencyEvidence:
+class LatencyEvidence(AlwaysValidTest):
     """Evidence that the canary answers more than ``max_ratio`` times as slowly as the stable arm.
 
     The null: for the edges compared, the canary's odds of taking longer than ``max_ratio * edge`` are at most twice (`TOLERATED_ODDS`)
@@ -68,7 +67,7 @@ class LatencyEvidence:
     """
 
     def __init__(self, alpha: float, max_ratio: float = 2.0) -> None:
-        self.alpha = checked_alpha(alpha)
+        super().__init__(alpha)
         if not 1 <= max_ratio <= 64:
             raise InvalidInput("max_ratio", max_ratio, "Give how many times as slow the canary may be, from 1 to 64.")
         self.max_ratio = float(max_ratio)
@@ -77,7 +76,6 @@ class LatencyEvidence:
         self._processes = {name: OddsProcess(log_cap, TOLERATED_ODDS) for name in QUANTILES}
         self.canary, self.stable = np.zeros(_BUCKETS, dtype=np.int64), np.zeros(_BUCKETS, dtype=np.int64)
         self.tested = 0
-        self._failed = False
 
     def look(self, canary_latency: Sequence[int], stable_latency: Sequence[int]) -> Decision:
         """Takes in the requests by ``LATENCY_EDGES`` since the look before, shape (edges + 1,) each, and says what follows."""
@@ -91,33 +89,15 @@ class LatencyEvidence:
                 if edge + self._shift < len(_EDGES):
                     slow = int(canary[edge + self._shift + 1 :].sum())
                     self._processes[name].look(slow, int(canary.sum()), int(stable[edge + 1 :].sum()), int(stable.sum()))
-            self._failed = self._failed or self.log_e_value >= -math.log(self.alpha)
+            decided = any(process.decided for process in self._processes.values())
+            self._failed = self._failed or decided or self._log_value() >= -math.log(self.alpha)
         self.canary += canary
         self.stable += stable
         return self.decision
 
-    @property
-    def decision(self) -> Decision:
-        """``fail`` once the e-value has reached the threshold, and ever after."""
-        return "fail" if self._failed else "go_on"
-
-    @property
-    def threshold(self) -> float:
-        """The e-value that decides: ``1 / alpha``."""
-        return 1 / self.alpha
-
-    @property
-    def log_e_value(self) -> float:
-        """Natural log of `e_value`; finite always."""
-        if self._failed:
-            return -math.log(self.alpha)
-        values = [process.log_value for process in self._processes.values()]
-        return min(float(logsumexp(values)) - math.log(len(values)), -math.log(self.alpha))
-
-    @property
-    def e_value(self) -> float:
-        """The evidence: 1 says nothing, `threshold` decides. It goes no higher than that."""
-        return self.threshold if self._failed else math.exp(self.log_e_value)
+    def _log_value(self) -> float:
+        values = np.array([process.log_value for process in self._processes.values()])
+        return float(log_sum(values)) - math.log(len(values))
 
     @property
     def quantiles(self) -> dict[str, tuple[float, float]]:
@@ -133,11 +113,17 @@ class LatencyEvidence:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds of the canary's odds of exceeding the shifted edge over the stable arm's, at the 90th percentile's edge.
+        """Bounds of that ratio which hold at all looks, both at once, with probability ``1 - alpha`` if latencies do not drift.
 
-        Each end holds at all looks with probability ``1 - alpha``. Compare the lower one with `TOLERATED_ODDS`.
+        Each arm's 95th percentile lies between two quantiles of what was seen (`share_reach`). They take no part in the decision.
         """
-        return self._processes["p90"].bounds(self.alpha)
+        ends = []
+        for counts in (self.canary, self.stable):
+            reach = share_reach(float(counts.sum()), self.alpha / 2)
+            high = quantile(counts, 0.95 + reach) if reach < 0.05 else math.inf
+            ends.append((quantile(counts, 0.95 - reach) if reach < 0.95 else 0.0, high))
+        (low, high), (stable_low, stable_high) = ends
+        return (low / stable_high, high / stable_low if stable_low else math.inf)
 
     def to_json(self) -> dict[str, Any]:
         """All it knows, ready for JSON, exactly."""

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp, xlogy
+from scipy.special import xlogy
 
 from modelyard.components.errors import InvalidInput
-from modelyard.components.rollout.conditional_odds import checked_counts
-from modelyard.components.rollout.failures import Decision, checked_alpha
+from modelyard.components.rollout.always_valid import AlwaysValidTest, Decision, checked_counts, log_sum, share_reach
 from modelyard.components.serving.buckets import SCORE_EDGES
 
 _BUCKETS = len(SCORE_EDGES) + 1
@@ -33,7 +32,7 @@ def reference_shift(reference_a: Sequence[int], reference_b: Sequence[int]) -> f
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-class ScoreEvidence:
+class ScoreEvidence(AlwaysValidTest):
     """Evidence that the arms' score distributions differ by more than ``allowed_shift``.
 
     The null: in every look, and at every edge, the shares of scores up to that edge differ by at most ``allowed_shift``
@@ -54,7 +53,7 @@ class ScoreEvidence:
     """
 
     def __init__(self, alpha: float, allowed_shift: float) -> None:
-        self.alpha = checked_alpha(alpha)
+        super().__init__(alpha)
         if not 0 <= allowed_shift <= 1:
             raise InvalidInput("allowed_shift", allowed_shift, "Give a distance between distributions, from 0 to 1.")
         self.allowed_shift = float(allowed_shift)
@@ -64,7 +63,6 @@ class ScoreEvidence:
         self._canary_rows = self._stable_rows = self._weight = 0.0
         self._gaps = np.zeros(_BUCKETS - 1)
         self._log_values = np.zeros(_BUCKETS - 1)
-        self._failed = False
 
     def look(
         self,
@@ -123,27 +121,10 @@ class ScoreEvidence:
         )
         gain += other_size * (xlogy(stable_share, stable / near) + xlogy(1 - stable_share, (1 - stable) / (1 - near)))
         self._log_values += gain
-        self._failed = self.log_e_value >= -math.log(self.alpha)
+        self._failed = self._log_value() >= -math.log(self.alpha)
 
-    @property
-    def decision(self) -> Decision:
-        """``fail`` once the e-value has reached the threshold, and ever after."""
-        return "fail" if self._failed else "go_on"
-
-    @property
-    def threshold(self) -> float:
-        """The e-value that decides: ``1 / alpha``."""
-        return 1 / self.alpha
-
-    @property
-    def log_e_value(self) -> float:
-        """Natural log of `e_value`; finite always."""
-        return min(float(logsumexp(self._log_values)) - math.log(len(self._log_values)), -math.log(self.alpha))
-
-    @property
-    def e_value(self) -> float:
-        """The evidence: 1 says nothing, `threshold` decides. It goes no higher than that."""
-        return self.threshold if self._failed else math.exp(self.log_e_value)
+    def _log_value(self) -> float:
+        return float(log_sum(self._log_values)) - math.log(len(self._log_values))
 
     @property
     def estimate(self) -> float:
@@ -154,14 +135,10 @@ class ScoreEvidence:
     def interval(self) -> tuple[float, float]:
         """Bounds of that distance which hold at all looks, both at once, with probability ``1 - alpha``.
 
-        From a normal mixture for the gap at each edge (Howard et al., 2021, with Hoeffding's variance of 1/4), a union over the edges:
-        sound whatever the distributions, and wider than what the e-value knows.
+        The gap at each edge is at most `share_reach` from its expectation, a union over the edges and both signs: sound whatever
+        the distributions, and wider than what the e-value knows, so it takes no part in the decision.
         """
-        if not self._weight:
-            return 0.0, 1.0
-        variance, tuned = self._weight / 4, 25.0
-        chance = self.alpha / len(self._gaps)
-        reach = math.sqrt((variance + tuned) * math.log((variance + tuned) / (tuned * chance**2))) / self._weight
+        reach = share_reach(self._weight, self.alpha / len(self._gaps))
         return max(0.0, self.estimate - reach), min(1.0, self.estimate + reach)
 
     def to_json(self) -> dict[str, Any]:

@@ -17,15 +17,7 @@ from modelyard.components.rollout.failures import FailureEvidence, is_burst
 from modelyard.components.rollout.latency import LatencyEvidence
 from modelyard.components.rollout.scores import ScoreEvidence, reference_shift
 
-FAILURES_ALPHA = 0.02
-"""Share of false alarms for failed requests: as simulated in the tests, 1 % false rollbacks within ten looks, 73 % of doubled rates caught."""
-
-OTHER_ALPHA = 0.01
-"""Share for each of rejected requests, latency and scores: with failures, at most 5 % for a whole rollout."""
-
 __all__ = [
-    "FAILURES_ALPHA",
-    "OTHER_ALPHA",
     "FailureEvidence",
     "LatencyEvidence",
     "ScoreEvidence",
