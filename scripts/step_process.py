@@ -35,6 +35,11 @@ class Lifeline:
         os.close(self._writer)
 
 
+def guarded(command: Sequence[str]) -> list[str]:
+    """``command`` with its watcher: to be started as the leader of a session, with a lifeline's reader as its input."""
+    return ["/bin/sh", "-c", _GUARDED, "sh", *command]
+
+
 class StepProcess:
     """Runs a step's command to its end.
 
@@ -65,7 +70,7 @@ class StepProcess:
         try:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    ["/bin/sh", "-c", _GUARDED, "sh", *self._command],
+                    guarded(self._command),
                     stdin=self._lifeline.reader,
                     # A file, not a pipe: a server that the step leaves behind would keep a pipe open and the run waiting.
                     stdout=log,

