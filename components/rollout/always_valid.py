@@ -1,4 +1,4 @@
-"""What every sequential test of a rollout has in common: an e-value, the threshold that decides, and counts that are checked."""
+"""What every sequential test of a rollout has in common: an e-value, a threshold, and counts that are checked."""
 
 import math
 from typing import Any, Literal
@@ -19,7 +19,8 @@ class AlwaysValidTest:
     """A test whose e-value may be read after every look.
 
     The e-value is 1 at the start, and at any time one may choose to stop, has expectation at most 1 if the canary is within
-    the null. It ever reaches ``1 / alpha`` then with probability at most ``alpha`` (Ville, 1939); once it has, the test has decided.
+    the null. Then it ever reaches ``1 / alpha`` with probability at most ``alpha`` (Ville, 1939). Once it has, the test has
+    decided.
 
     Args:
         alpha: largest acceptable probability that a canary within the null is ever failed.
@@ -89,7 +90,5 @@ def checked_counts(name: str, values: Any, buckets: int) -> np.ndarray:
     if counts.shape != (buckets,):
         raise InvalidInput(name, counts.shape, f"give one count for each of the {buckets} buckets")
     if counts.dtype.kind not in "iu" or counts.min() < 0 or counts.sum() > LARGEST_COUNT:
-        raise InvalidInput(
-            name, counts.tolist(), f"give what was counted in this look, whole numbers, at most {LARGEST_COUNT:,} in all"
-        )
+        raise InvalidInput(name, counts.tolist(), f"give whole numbers, at most {LARGEST_COUNT:,} in all")
     return counts.astype(np.int64)

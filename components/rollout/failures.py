@@ -102,11 +102,17 @@ class FailureEvidence(AlwaysValidTest):
 def is_burst(canary_failed: int, canary_total: int, stable_failed: int, stable_total: int) -> bool:
     """Whether the canary fails so massively within one look that it must stop at once, with no alpha spent.
 
-    All three must hold: at least ten failures; its failure rate is above 20 % by the lower Clopper-Pearson bound at 99.9 %; and
-    if both arms failed alike, so uneven a split between them would have a chance of at most 1 in 100,000. The last one holds a
-    false alarm to that chance a look at *any* rate, also while something behind both arms is down; at the rates
-    of a stable arm in health (5 % and less) the second makes one all but impossible (300 requests: less than 1e-20). Where the
-    stable arm had no requests at all, nothing can be compared, and the first two decide.
+    All three must hold: at least ten failures; a failure rate above 20 % by the lower Clopper-Pearson bound at 99.9 %; and if
+    both arms failed alike, so uneven a split between them would have a chance of at most 1 in 100,000. The last one holds
+    false alarms to that chance a look at *any* rate, also while something behind both arms is down. At rates up to 5 % the
+    first two hold them to 3e-9 a look, whatever the number of requests (0.5 %: 5e-19). Where the stable arm had no requests,
+    nothing can be compared, and the first two decide.
+
+    Args:
+        canary_failed: requests of this look that the canary answered with 5xx, or not at all.
+        canary_total: all its requests of this look.
+        stable_failed: likewise, of the stable arm.
+        stable_total: likewise.
     """
     if canary_failed < BURST_FAILURES:
         return False

@@ -50,11 +50,13 @@ def quantile(counts: Sequence[int] | np.ndarray, share: float) -> float:
 class LatencyEvidence(AlwaysValidTest):
     """Evidence that the canary answers more than ``max_ratio`` times as slowly as the stable arm.
 
-    The null: for the edges compared, the canary's odds of taking longer than ``max_ratio * edge`` are at most twice (`TOLERATED_ODDS`)
-    the stable arm's odds of taking longer than ``edge``. It holds in particular if the canary's latency is, in distribution,
-    at most ``max_ratio`` times the stable arm's. Three edges are compared, next to the stable arm's median, 90th and 99th percentile
-    in the looks *before*; each has an `OddsProcess`, and their average is the e-value. Three such processes, each
-    worth a third, reach the threshold by themselves at three times its height, which is where each is cut off.
+    The null: at the edges compared, the canary's odds of taking longer than ``max_ratio * edge`` are at most twice
+    (`TOLERATED_ODDS`) the stable arm's odds of taking longer than ``edge``. It holds in particular if the canary's latency is, in
+    distribution, at most ``max_ratio`` times the stable arm's; "twice" leaves room for a pause that hits one arm alone.
+
+    Three edges are compared: those next to the stable arm's median, 90th and 99th percentile in the looks *before*. Each has
+    an `OddsProcess`, and the e-value is their average. As each is worth a third, each alone decides at three times the
+    threshold, which is where it is cut off.
 
     Buckets are half an octave wide, so ``max_ratio`` is rounded up to the next power of the square root of 2.
 
@@ -113,9 +115,10 @@ class LatencyEvidence(AlwaysValidTest):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds of that ratio which hold at all looks, both at once, with probability ``1 - alpha`` if latencies do not drift.
+        """Bounds of that ratio which hold at all looks, both at once, with probability ``1 - alpha``.
 
-        Each arm's 95th percentile lies between two quantiles of what was seen (`share_reach`). They take no part in the decision.
+        Each arm's 95th percentile lies between two quantiles of what was seen, `share_reach` to either side; true if latencies
+        do not drift. The interval takes no part in the decision.
         """
         ends = []
         for counts in (self.canary, self.stable):

@@ -38,10 +38,13 @@ class ScoreEvidence(AlwaysValidTest):
     The null: in every look, and at every edge, the shares of scores up to that edge differ by at most ``allowed_shift``
     between the arms, which is to say that their Kolmogorov-Smirnov distance on the buckets is at most that.
 
-    At each edge a bet is placed on the shares that the looks before showed, against the nearest pair of shares within the null
-    (nearest by the Kullback-Leibler divergence that this look's counts weigh). The pairs within the null form a convex set, so the likelihood ratio
-    has expectation at most 1 for each of them (Turner & Gruenwald, 2023), in any look, at any rate
-    of traffic and under drift that both arms share. The e-value is the average over the edges.
+    At each edge a bet is placed on the pair of shares that the looks before showed, against the nearest pair within the null,
+    by the Kullback-Leibler divergence weighted with this look's counts. The pairs within the null form a convex set, so the
+    likelihood ratio has expectation at most 1 for all of them (Turner & Grünwald, 2023), whatever the shares are and however
+    both arms drift together. The e-value is the average over the edges. The first look only teaches what to bet on.
+
+    The distance is that of Kolmogorov and Smirnov because an empty bucket or a narrow one cannot inflate it, unlike the total
+    variation, whose estimate grows with the number of buckets, and because it is the same whatever scale scores are shown on.
 
     Rows of one request are alike, and buckets do not say which belong together. Given the number of requests, each look's
     rows count for no more than that: a likelihood ratio's power 1 / b is an e-value where requests hold b rows each, however
@@ -58,7 +61,7 @@ class ScoreEvidence(AlwaysValidTest):
             raise InvalidInput("allowed_shift", allowed_shift, "Give a distance between distributions, from 0 to 1.")
         self.allowed_shift = float(allowed_shift)
         self.canary, self.stable = np.zeros(_BUCKETS, dtype=np.int64), np.zeros(_BUCKETS, dtype=np.int64)
-        # Effective rows at or below each edge, and in all; the gaps weighted by each look's effective size, and the sum of the weights.
+        # Rows at or below each edge and in all, as far as they count; and gaps weighted by what each look counts for.
         self._canary_below, self._stable_below = np.zeros(_BUCKETS - 1), np.zeros(_BUCKETS - 1)
         self._canary_rows = self._stable_rows = self._weight = 0.0
         self._gaps = np.zeros(_BUCKETS - 1)
@@ -135,8 +138,8 @@ class ScoreEvidence(AlwaysValidTest):
     def interval(self) -> tuple[float, float]:
         """Bounds of that distance which hold at all looks, both at once, with probability ``1 - alpha``.
 
-        The gap at each edge is at most `share_reach` from its expectation, a union over the edges and both signs: sound whatever
-        the distributions, and wider than what the e-value knows, so it takes no part in the decision.
+        The gap at each edge is at most `share_reach` from its expectation, a union over the edges: sound whatever the
+        distributions, and wider than what the e-value knows. The interval takes no part in the decision.
         """
         reach = share_reach(self._weight, self.alpha / len(self._gaps))
         return max(0.0, self.estimate - reach), min(1.0, self.estimate + reach)

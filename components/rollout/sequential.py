@@ -9,8 +9,12 @@ change between looks and the rates may drift as long as they drift for both arms
     while evidence.look(canary_bad, canary_total, stable_bad, stable_total) == "go_on":
         ...
 
-Several kinds of evidence, each with its own ``alpha``, together raise a false alarm with at most the sum of their alphas, whatever the
-dependence between them.
+Tests that each have an ``alpha`` of their own together raise a false alarm with at most the sum of these, however the
+tests depend on each other.
+
+What the guarantee rests on is that the proxy deals out requests at random. Where it deals out clients instead, by a key, a
+single client that fails all the time weighs on one arm alone: give such tests a tolerance. A mirrored arm, which gets the
+same requests as the stable one, only varies less than the tests assume.
 """
 
 from modelyard.components.rollout.failures import FailureEvidence, is_burst
