@@ -62,8 +62,9 @@ def identify(pid: int) -> ProcessIdentity | None:
     return _from_proc(pid) if sys.platform == "linux" else next(_from_ps("-p", str(pid)), None)
 
 
-def find(text: str) -> list[ProcessIdentity]:
-    """This user's processes whose program and arguments, separated by spaces, hold ``text``; the caller is not among them."""
+def find(*words: str) -> list[ProcessIdentity]:
+    """This user's processes whose command holds ``words``, separated by spaces; the caller is not among them."""
+    text = " ".join(words)
     if sys.platform == "linux":
         candidates: Iterator[ProcessIdentity | None] = (
             _from_proc(int(entry.name)) for entry in _PROC.iterdir() if entry.name.isdecimal()

@@ -2,7 +2,7 @@
 
 | file in ``HOME/serving`` | written by | says |
 |---|---|---|
-| ``state.json`` | the verbs, one at a time under ``state.lock`` | what is to be served: it survives stops, crashes and reboots |
+| ``state.json`` | the verbs, one at a time under ``state.lock`` | what is to be served: it outlives stops and reboots |
 | ``observed.json`` | the supervisor | what runs, what is ready, which traffic goes where |
 
 A verb changes the first and waits until the second says that it is so.
@@ -24,6 +24,8 @@ from modelyard.components.storage.files import atomic_file
 FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 OBSERVED_FILE = "observed.json"
+PROXY_FOLDER = "proxy"
+SUPERVISOR_LOG = "supervisor.log"
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,14 @@ class Observed:
 
     Attributes:
         generation: of the last state that is in force but for arms that are not ready.
+        tried: generation of the last state that was read.
         supervisor: who wrote this.
         problem: why what is wanted cannot be done, as ``describe_problem`` gives it; None if nothing hinders.
     """
 
     generation: int = 0
+    tried: int = 0
     supervisor: ProcessIdentity | None = None
-    proxy_alive: bool = False
     arms: dict[str, ObservedArm] = field(default_factory=dict)
     routes: dict[str, ObservedRoute] = field(default_factory=dict)
     problem: dict[str, str] | None = None
@@ -170,8 +173,8 @@ def read_observed(folder: Path) -> Observed:
             return Observed()
         return Observed(
             int(content["generation"]),
+            int(content["tried"]),
             ProcessIdentity.from_json(content["supervisor"]),
-            bool(content["proxy_alive"]),
             {name: ObservedArm(**arm) for name, arm in content["arms"].items()},
             {name: ObservedRoute(**route) for name, route in content["routes"].items()},
             content["problem"],
@@ -238,7 +241,7 @@ def _model(content: dict[str, Any]) -> DesiredModel:
 
 
 def _arm(content: dict[str, Any] | None) -> DesiredArm | None:
-    return content and DesiredArm(**{**content, "model": ServedModel(**content["model"])})
+    return DesiredArm(**{**content, "model": ServedModel(**content["model"])}) if content else None
 
 
 def make_folder(folder: Path) -> None:

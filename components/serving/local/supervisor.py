@@ -1,0 +1,306 @@
+"""The process that keeps serving as it is wanted: one for each home, detached from whoever started it.
+
+It compares, many times a second, what is wanted (``state.json``) with what there is, and takes the next step: it starts a
+predictor, lets the proxy route to those that are ready, ends one that has no route any more. Nothing depends on a message that
+could be lost. If it dies, the predictors and the proxy go on answering; the next supervisor takes them over.
+
+    python -m modelyard.components.serving.local.supervisor --home HOME
+"""
+
+import argparse
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from modelyard.components.errors import InvalidInput, ModelyardError
+from modelyard.components.serving.local.predictor_process import (
+    PredictorProcess,
+    bound_log,
+    end_predictors,
+    find_predictors,
+)
+from modelyard.components.serving.local.processes import find, identify
+from modelyard.components.serving.local.proxy import Backend, Proxy, Route
+from modelyard.components.serving.local.state import (
+    PROXY_FOLDER,
+    STATE_FILE,
+    SUPERVISOR_LOG,
+    Desired,
+    DesiredArm,
+    DesiredModel,
+    Observed,
+    ObservedRoute,
+    describe_problem,
+    read_desired,
+    read_observed,
+    write_observed,
+)
+from modelyard.components.serving.target import ServedModel
+from modelyard.components.storage.locks import exclusive_lock
+
+LOCK_FILE = "supervisor.lock"
+_TICK_SECONDS = 0.1
+_CHECK_SECONDS = 2.0
+_HOUSEKEEPING_SECONDS = 15.0
+_PROXY_PAUSE_SECONDS = 1.0
+_KEPT_LOGS = 20
+
+_log = logging.getLogger("supervisor")
+
+
+class AnotherSupervises(Exception):
+    """This home has a supervisor already."""
+
+
+class Supervisor:
+    """Serves what ``state.json`` wants, until that says to stop, or its folder is gone.
+
+    Args:
+        folder: ``HOME/serving``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._place = folder.stat()
+        myself = identify(os.getpid())
+        assert myself is not None  # noqa: S101
+        self._myself = myself
+        self._state_seen: tuple[int, int, int] | None = None
+        self._desired = Desired()
+        self._proxy: Proxy | None = None
+        self._proxy_port = 0
+        self._next_proxy_try = 0.0
+        before = read_observed(folder)
+        self._observed_before = before
+        self._routes = dict(before.routes)
+        self._applied: list[Route] | None = None
+        self._arms: dict[str, PredictorProcess] = {}
+        self._problem: Exception | None = None
+        self._written: Observed | None = None
+        self._in_force = before.generation
+        self._asked_to_end = False
+
+    def run(self) -> None:
+        """Serves until there is nothing left to do."""
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, self._end)
+        threading.Thread(target=self._check_health, daemon=True).start()
+        next_housekeeping = 0.0
+        while not self._asked_to_end:
+            if self._folder_is_gone():
+                _log.warning("%s is gone: everything is ended", self._folder)
+                self._end_all()
+                return
+            self._read_desired()
+            if self._state_seen is not None:
+                if not self._desired.running:
+                    _log.info("asked to stop")
+                    self._end_all()
+                    self._in_force = self._desired.generation
+                    self._tell()
+                    return
+                self._reconcile()
+            self._tell()
+            if time.monotonic() >= next_housekeeping:
+                self._keep_house()
+                next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
+            time.sleep(_TICK_SECONDS)
+        _log.info("asked to end: predictors and proxy go on")
+
+    def _end(self, *_: object) -> None:
+        self._asked_to_end = True
+
+    def _folder_is_gone(self) -> bool:
+        try:
+            return not os.path.samestat(self._folder.stat(), self._place)
+        except FileNotFoundError:
+            return True
+
+    def _read_desired(self) -> None:
+        """Takes up what is wanted if it changed. A file that is gone or damaged changes nothing."""
+        try:
+            found = (self._folder / STATE_FILE).stat()
+            seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if seen == self._state_seen:
+                return
+            desired = read_desired(self._folder)
+        except FileNotFoundError:
+            return
+        except InvalidInput as error:
+            if str(error) != str(self._problem):
+                _log.error("%s", error)
+            self._problem = error
+            return
+        if desired is not None:
+            first = self._state_seen is None
+            self._problem = None
+            self._state_seen, self._desired = seen, desired
+            if first:
+                self._adopt()
+                self._tell()
+
+    def _adopt(self) -> None:
+        """Takes over every predictor that runs for this home, also one that is not wanted any more, to end it."""
+        wanted = {arm.name: (name, arm) for name, model in self._desired.models.items() for arm in model.arms}
+        routed = {arm for route in self._routes.values() for arm in (route.stable, route.canary) if arm}
+        running = find_predictors(self._folder)
+        for arm_name in {*running, *wanted}:
+            model_name, arm = wanted.get(arm_name) or ("", DesiredArm(arm_name, ServedModel("", "", ""), ""))
+            before = self._observed_before.arms.get(arm_name)
+            self._arms[arm_name] = PredictorProcess(
+                arm,
+                model_name,
+                self._folder,
+                adopted=running.get(arm_name),
+                port=before.port if before else 0,
+                routed=arm_name in routed,
+            )
+
+    def _reconcile(self) -> None:
+        wanted: dict[str, DesiredArm] = {}
+        for name, model in self._desired.models.items():
+            for arm in model.arms:
+                wanted[arm.name] = arm
+                if arm.name not in self._arms:
+                    self._arms[arm.name] = PredictorProcess(arm, name, self._folder)
+        for arm_name, process in self._arms.items():
+            if arm_name in wanted:
+                process.watch()
+        self._route()
+        in_use = {arm for route in self._routes.values() for arm in (route.stable, route.canary)}
+        for arm_name in [name for name in self._arms if name not in wanted and name not in in_use]:
+            if self._arms[arm_name].leave():
+                _log.info("%s is gone", arm_name)
+                del self._arms[arm_name]
+
+    def _route(self) -> None:
+        """Lets the proxy route as wanted, as far as those it would route to are, or were, ready."""
+        wanted = {}
+        for name, model in self._desired.models.items():
+            route = self._wanted_route(name, model)
+            if route is not None:
+                wanted[name] = route
+        routes = [self._proxy_route(name, route) for name, route in sorted(wanted.items())]
+        alive = self._proxy is not None and self._proxy_port == self._desired.port and self._proxy.alive()
+        if alive and routes == self._applied:
+            self._in_force = self._desired.generation
+            return
+        if time.monotonic() < self._next_proxy_try:
+            return
+        try:
+            self._apply(routes, alive=alive)
+        except (ModelyardError, OSError) as error:
+            _log.error("the proxy does not do as it should: %s", error)
+            self._problem, self._next_proxy_try = error, time.monotonic() + _PROXY_PAUSE_SECONDS
+            return
+        self._problem = None
+        if wanted != self._routes:
+            _log.info("routes in force: %s", "; ".join(_described(name, route) for name, route in wanted.items()) or "none")
+        self._routes, self._applied, self._in_force = wanted, routes, self._desired.generation
+
+    def _wanted_route(self, name: str, model: DesiredModel) -> ObservedRoute | None:
+        canary = model.canary.name if model.canary and self._arms[model.canary.name].routed else ""
+        if model.stable is None:
+            # The only arm there is: whatever its share, all of the traffic that there is goes to it.
+            return ObservedRoute(canary) if canary and model.share and not model.mirror else None
+        stable = self._arms[model.stable.name]
+        if not stable.routed and not (stable.state == "failed" and stable.port):
+            # Until it is ready, what was routed to before goes on, if it is still there.
+            before = self._routes.get(name)
+            return before if before and {before.stable, before.canary} <= {"", *self._arms} else None
+        return ObservedRoute(model.stable.name, canary, model.share if canary else 0, model.mirror and bool(canary))
+
+    def _proxy_route(self, name: str, route: ObservedRoute) -> Route:
+        def backend(arm: str) -> Backend:
+            return Backend(arm, self._arms[arm].port)
+
+        canary = backend(route.canary) if route.canary else None
+        return Route(name, backend(route.stable), canary, route.share, route.mirror)
+
+    def _apply(self, routes: list[Route], *, alive: bool) -> None:
+        if self._proxy is None or self._proxy_port != self._desired.port:
+            if self._proxy is not None:
+                _log.info("the proxy moves from port %d to %d", self._proxy_port, self._desired.port)
+                self._proxy.stop()
+            self._proxy, self._proxy_port = Proxy(self._folder / PROXY_FOLDER, self._desired.port), self._desired.port
+        elif not alive:
+            _log.warning("the proxy is not there: it is started again")
+        if not alive:
+            try:
+                self._proxy.start()
+            except InvalidInput:
+                # Either somebody else has the port, or the proxy that runs has another: then it moves.
+                if not self._proxy.alive():
+                    raise
+                self._proxy.stop()
+                self._proxy.start()
+        self._proxy.apply(routes)
+
+    def _tell(self) -> None:
+        observed = Observed(
+            self._in_force,
+            self._desired.generation,
+            self._myself,
+            {name: process.observed() for name, process in self._arms.items()},
+            self._routes,
+            describe_problem(self._problem) if self._problem else None,
+        )
+        if observed != self._written and not self._folder_is_gone():
+            write_observed(self._folder, observed)
+            self._written = observed
+
+    def _end_all(self) -> None:
+        if self._folder_is_gone():
+            for envoy in find(str(self._folder / PROXY_FOLDER / "bootstrap.json")):
+                envoy.signal(signal.SIGTERM)
+        elif self._proxy is not None:
+            self._proxy.stop()
+        end_predictors(self._folder)
+        self._arms, self._routes, self._applied, self._proxy = {}, {}, None, None
+
+    def _check_health(self) -> None:
+        while True:
+            time.sleep(_CHECK_SECONDS)
+            for process in list(self._arms.values()):
+                process.check()
+
+    def _keep_house(self) -> None:
+        bound_log(self._folder / SUPERVISOR_LOG)
+        for process in self._arms.values():
+            process.bound_log()
+        logs = sorted((self._folder / "logs").glob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)
+        for log in logs[_KEPT_LOGS:]:
+            if log.stem not in self._arms:
+                log.unlink(missing_ok=True)
+
+
+def _described(name: str, route: ObservedRoute) -> str:
+    if not route.canary:
+        return f"{name} to {route.stable}"
+    what = "a copy of " if route.mirror else ""
+    return f"{name} to {route.stable}, {what}{route.share} % to {route.canary}"
+
+
+def _another() -> None:
+    raise AnotherSupervises
+
+
+def main() -> None:
+    """Supervises the home that the command line names, unless another process does already."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--home", type=Path, required=True)
+    folder = parser.parse_args().home / "serving"
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    try:
+        with exclusive_lock(folder / LOCK_FILE, on_wait=_another):
+            _log.info("supervises %s (pid %d)", folder, os.getpid())
+            Supervisor(folder).run()
+    except AnotherSupervises:
+        _log.info("pid %d leaves it to the supervisor that is there already", os.getpid())
+
+
+if __name__ == "__main__":
+    main()
