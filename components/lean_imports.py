@@ -11,16 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _IN_A_STEP = "_KFP_RUNTIME"
+_own_process = False
+
+
+def treat_process_as_step() -> None:
+    """Makes this process count as a step's from now on: for a server that runs nothing but this package."""
+    global _own_process  # noqa: PLW0603
+    _own_process = True
 
 
 @contextmanager
 def left_out(*modules: str) -> Iterator[None]:
     """Imports in the block find the modules missing, as if they were not installed; afterwards they can be imported as ever.
 
-    One that is loaded already stays. Outside of a step's process, which KFP marks, nothing is left out: other code there may
-    want the importing library with all that it offers, such as XGBoost with its scikit-learn classes.
+    One that is loaded already stays. Outside of a step's process, which KFP marks, and of our own servers' nothing is left out:
+    other code there may want the importing library with all that it offers, such as XGBoost with its scikit-learn classes.
     """
-    missing = [name for name in modules if os.environ.get(_IN_A_STEP) == "true" and name not in sys.modules]
+    lean = _own_process or os.environ.get(_IN_A_STEP) == "true"
+    missing = [name for name in modules if lean and name not in sys.modules]
     # What Python documents for this: importing a name that stands for None raises ModuleNotFoundError.
     sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type]
     try:

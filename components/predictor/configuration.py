@@ -1,0 +1,81 @@
+"""What a predictor is told by its environment.
+
+| variable | means | default |
+|---|---|---|
+| ``MODEL_VERSION`` | version in the registry, which metrics and answers name | start of the digest |
+| ``MODEL_DIGEST`` | digest that the model must have | any digest, if it is signed |
+| ``MODEL_THRESHOLD`` | score at or above which the decision is 1, from 0 to 1 | the model's own |
+| ``MODELYARD_PREDICTION_LOG`` | folder, ``s3://`` or ``gs://`` prefix of the prediction log | no log |
+| ``MODELYARD_MAX_REQUEST_BYTES`` | largest body of a request | 10 MiB |
+
+Whose signature counts is configured as everywhere, see ``modelyard.components.settings`` and ``modelyard.components.signing``.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+
+from modelyard.components.errors import InvalidInput
+
+DEFAULT_MAX_REQUEST_BYTES = 10 * 2**20
+_VERSION = re.compile(r"[A-Za-z0-9._+-]{0,128}")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Settings of one predictor, checked.
+
+    Attributes:
+        version: version in the registry; empty if not given.
+        digest: digest that the model must have (``blake3:…``); empty to accept any.
+        threshold: overrides the model's own; None if not given.
+        prediction_log: where predictions are logged; empty for no log.
+        max_request_bytes: largest body that is read.
+    """
+
+    version: str = ""
+    digest: str = ""
+    threshold: float | None = None
+    prediction_log: str = ""
+    max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
+
+    @classmethod
+    def from_environment(cls) -> "Configuration":
+        """Reads the variables above.
+
+        Raises:
+            InvalidInput: one of them cannot be used.
+        """
+        return cls(
+            version=_version(os.environ.get("MODEL_VERSION", "")),
+            digest=os.environ.get("MODEL_DIGEST", ""),
+            threshold=_threshold(os.environ.get("MODEL_THRESHOLD", "")),
+            prediction_log=os.environ.get("MODELYARD_PREDICTION_LOG", ""),
+            max_request_bytes=_bytes(os.environ.get("MODELYARD_MAX_REQUEST_BYTES", "")),
+        )
+
+
+def _version(text: str) -> str:
+    if not _VERSION.fullmatch(text):
+        raise InvalidInput("MODEL_VERSION", text, "use at most 128 letters, digits, '.', '_', '+' and '-'")
+    return text
+
+
+def _threshold(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise InvalidInput("MODEL_THRESHOLD", text, "give a number from 0 to 1, or leave it out for the model's own threshold")
+    return value
+
+
+def _bytes(text: str) -> int:
+    if not text:
+        return DEFAULT_MAX_REQUEST_BYTES
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**40:
+        raise InvalidInput("MODELYARD_MAX_REQUEST_BYTES", text, f"give a number of bytes, such as {DEFAULT_MAX_REQUEST_BYTES}")
+    return int(text)
