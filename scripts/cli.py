@@ -33,6 +33,7 @@ examples:
   modelyard submit release --params release.yaml --host http://localhost:8080 --wait
   modelyard schedule release --cron "0 0 2 * * *" --params release.yaml
   modelyard verify .modelyard/models/… --name fraud
+  modelyard serve fraud                            the champion, behind a proxy on this machine
 """
 
 
@@ -157,6 +158,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--home", metavar="DIR", help="folder of all local state (default: $MODELYARD_HOME, else ./.modelyard)")
 
+    _add_serving(commands)
+
     docs = _command(
         commands,
         "docs",
@@ -180,6 +183,11 @@ _MODULES = {
     "submit": "cluster",
     "schedule": "cluster",
     "verify": "verify",
+    "serve": "serving",
+    "status": "serving",
+    "stop": "serving",
+    "rollback": "serving",
+    "split": "serving",
     "docs": "documentation",
 }
 _OWN_ARGUMENTS = ("demo", "benchmark")
@@ -230,6 +238,63 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", default="", help="the profile's namespace, where the server has several users")
     parser.add_argument("--experiment", default="Default", help="the experiment to put runs into (default: Default)")
     parser.add_argument("--no-cache", action="store_true", help="run every step, whatever the server has cached")
+
+
+def _add_serving(commands: Any) -> None:
+    serve = _command(
+        commands,
+        "serve",
+        "serve a model on this machine",
+        "Serves a model's champion behind a proxy on 127.0.0.1, in processes that stay until modelyard stop.\n"
+        "Without a name, brings back everything that was served before a stop or a reboot.",
+        "examples:\n  modelyard serve fraud\n  modelyard serve fraud --version 3 --port 9000\n  modelyard serve",
+    )
+    serve.add_argument("name", metavar="NAME", nargs="?", default="", help="the registered model")
+    serve.add_argument("--version", default="", help="the registered version (default: the champion)")
+    serve.add_argument(
+        "--port", type=int, default=0, help="the proxy's port (default: as it was, else $MODELYARD_SERVING_PORT, else 8080)"
+    )
+    status = _command(
+        commands,
+        "status",
+        "show what is served on this machine, and how it is",
+        "Shows each model's versions with their share of the traffic, what they did, and the last rollout.\n"
+        "Exits with 1 if something that is to be served does not answer.",
+    )
+    status.add_argument("name", metavar="NAME", nargs="?", default="", help="one model (default: all)")
+    status.add_argument("--json", action="store_true", help="everything there is to know, for scripts")
+    stop = _command(
+        commands,
+        "stop",
+        "end all serving on this machine",
+        "Ends proxy and predictors once what they are at is answered. modelyard serve brings them back.",
+    )
+    rollback = _command(
+        commands,
+        "rollback",
+        "put the version served before back in charge",
+        "Puts the version that was served before back in charge, verified, in one step; also without MLflow.",
+        "examples:\n  modelyard rollback fraud --reason 'too many complaints'",
+    )
+    rollback.add_argument("name", metavar="NAME", help="the served model")
+    rollback.add_argument("--reason", default="", metavar="TEXT", help="why, for the registry")
+    split = _command(
+        commands,
+        "split",
+        "give a second version a share of the traffic",
+        "Serves a second version beside the one in charge, with a share of the traffic or of a copy of it.",
+        "examples:\n  modelyard split fraud --version 4 --share 50\n"
+        "  modelyard split fraud --version 4 --share 100 --mirror\n  modelyard split fraud --end",
+    )
+    split.add_argument("name", metavar="NAME", help="the served model")
+    split.add_argument("--version", default="", help="the registered version")
+    split.add_argument("--share", type=int, metavar="PERCENT", help="percent of the traffic, 0 to 100")
+    split.add_argument("--mirror", action="store_true", help="give it a copy of the traffic and throw its answers away")
+    split.add_argument("--end", action="store_true", help="end the split: all traffic to the version in charge")
+    for command in (serve, status, stop, rollback, split):
+        command.add_argument(
+            "--home", metavar="DIR", help="folder of all local state (default: $MODELYARD_HOME, else ./.modelyard)"
+        )
 
 
 if __name__ == "__main__":

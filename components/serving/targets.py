@@ -19,7 +19,7 @@ def open_target(name: str) -> ServingTarget:
         raise InvalidInput("target", name, "use local")
     if settings.in_cluster():
         raise NotAvailable(
-            "target 'local' serves on the machine that the pipeline runs on, and a pod ends with its step: run the pipeline on a "
+            "target 'local' serves on the machine that the pipeline runs on, and a pod ends with its step: run it on a "
             "machine of your own (modelyard run), or set MODELYARD_HOME if this pod is one"
         )
     from modelyard.components.serving.local.target import LocalTarget

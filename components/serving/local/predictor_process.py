@@ -147,7 +147,7 @@ class PredictorProcess:
             self._answered, self._unanswered = time.monotonic(), 0
 
     def leave(self) -> bool:
-        """Ends it, once nothing is in flight, now that it has no route; returns whether it is gone. To be called until it is."""
+        """Ends it, which has no route now, once nothing is in flight; returns whether it is gone. To be called until it is."""
         now = time.monotonic()
         if self._leaving_since == 0.0:
             self.state, self.reason, self._leaving_since = "leaving", "", now
@@ -263,8 +263,9 @@ class PredictorProcess:
 
     def _fail(self, reason: str) -> None:
         _log.error("%s has failed: %s", self.arm.name, reason)
-        self.state, self.reason, self.routed = "failed", reason or "it gave no reason", False
-        # Refuse connections from now on instead of letting them wait for nobody.
+        # It keeps its route, if it has one: the proxy sees that it is not there, and who is to answer in its place.
+        self.state, self.reason = "failed", reason or "it gave no reason"
+        # Connections are refused from now on, instead of waiting for nobody.
         if self._socket is not None:
             self._socket.close()
             self._socket = None

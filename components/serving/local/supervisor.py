@@ -206,8 +206,7 @@ class Supervisor:
         if model.stable is None:
             # The only arm there is: whatever its share, all of the traffic that there is goes to it.
             return ObservedRoute(canary) if canary and model.share and not model.mirror else None
-        stable = self._arms[model.stable.name]
-        if not stable.routed and not (stable.state == "failed" and stable.port):
+        if not self._arms[model.stable.name].routed:
             # Until it is ready, what was routed to before goes on, if it is still there.
             before = self._routes.get(name)
             return before if before and {before.stable, before.canary} <= {"", *self._arms} else None

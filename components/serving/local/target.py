@@ -6,8 +6,8 @@
     >>> target.state("fraud").url
     'http://127.0.0.1:8080'
 
-Everything lies in ``HOME/serving`` and outlives the process that asked for it. A verb writes what is wanted, starts a supervisor
-if there is none, and waits until that says that it is so.
+Everything lies in ``HOME/serving`` and outlives the process that asked for it. A verb writes what is wanted, starts a
+supervisor if there is none, and waits until it says that it is so.
 """
 
 import http.client
@@ -160,12 +160,14 @@ class LocalTarget:
         wanted = change.desired.models[model_name]
 
         def in_force(observed: Observed) -> bool:
-            found = observed.arms.get(arm.name)
-            if found and found.state == "failed" and percent:
-                raise NotAvailable(f"version {arm.model.version} of {model_name!r} cannot get traffic: {found.reason}")
             if observed.generation < change.desired.generation:
                 return False
-            return not percent or _canary_share(arm, wanted, observed.routes.get(model_name)) == (percent, mirror)
+            if not percent or _canary_share(arm, wanted, observed.routes.get(model_name)) == (percent, mirror):
+                return True
+            found = observed.arms.get(arm.name)
+            if found and found.state == "failed":
+                raise NotAvailable(f"version {arm.model.version} of {model_name!r} cannot get traffic: {found.reason}")
+            return False
 
         self._wait_until(in_force, f"version {arm.model.version} to get {percent} %", change.desired)
 
@@ -293,13 +295,14 @@ class LocalTarget:
                 stable, canary = (arm and self._try_again(name, arm, observed) for arm in (served.stable, served.canary))
                 change.put(name, replace(served, stable=stable, canary=canary, incoming=None))
             change.run()
-        arms = [arm for served in change.desired.models.values() for arm in served.arms]
-        self._wait_until(
-            lambda observed: all(_settled(arm, observed) for arm in arms) and observed.generation >= change.desired.generation,
-            "what was served to be back",
-            change.desired,
-            _READY_SECONDS,
-        )
+        wanted = change.desired
+
+        def back(observed: Observed) -> bool:
+            return observed.generation >= wanted.generation and all(
+                _is_back(served, observed, observed.routes.get(name)) for name, served in wanted.models.items()
+            )
+
+        self._wait_until(back, "what was served to be back", wanted, _READY_SECONDS)
 
     def stop(self) -> None:
         """Ends proxy, predictors and supervisor, after what is in flight; what is served is kept for ``start``."""
@@ -324,6 +327,11 @@ class LocalTarget:
     def model_names(self) -> list[str]:
         """The models that are served, or would be if it were not stopped."""
         return sorted(self._desired().models)
+
+    def model_directory(self, model_name: str) -> Path | None:
+        """The signed directory, on this machine, of the version in charge; None if there is none."""
+        stable = self._desired().models.get(model_name, DesiredModel()).stable
+        return Path(stable.directory) if stable else None
 
     def health(self) -> Health:
         """How the processes behind the target are; starts a supervisor if one is wanted and missing."""
@@ -548,6 +556,18 @@ def _previous(served: DesiredModel) -> ServedModel | None:
 def _settled(arm: DesiredArm, observed: Observed) -> bool:
     found = observed.arms.get(arm.name)
     return found is not None and found.state in ("ready", "failed")
+
+
+def _is_back(served: DesiredModel, observed: Observed, route: ObservedRoute | None) -> bool:
+    """Whether each arm that can be served is, with its share."""
+    if not all(_settled(arm, observed) for arm in served.arms):
+        return False
+    ready = [arm for arm in served.arms if observed.arms[arm.name].state == "ready"]
+    if served.stable in ready and not (route and route.stable == served.stable.name):
+        return False
+    if served.canary in ready and (served.stable is None or served.stable in ready):
+        return not served.share or _canary_share(served.canary, served, route) == (served.share, served.mirror)
+    return True
 
 
 def _stable_share(arm: DesiredArm, route: ObservedRoute | None) -> int:
