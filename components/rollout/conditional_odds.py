@@ -11,6 +11,7 @@ to ten million. `OddsProcess` multiplies the looks' likelihood ratios into a tes
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -40,7 +41,9 @@ LOG_STAKES = np.log(np.array(list(_STAKES.values())))
 _STEPS = np.arange(1, NULL + 1)
 _LOG_STEP_STAKES = -np.log(_STEPS * (1 / _STEPS).sum())
 
-_LARGEST_EXPONENT = 300.0
+# The cut needs the null's tail beyond the plausible counts (1e-16) times the cap to be nothing; further from the cap, a look
+# that reaches it wins by so much that the cut would hardly matter.
+_LARGEST_LOG_CAP = 16.0
 _MOST_CAPPED_TABLES = 1 << 12
 
 
@@ -72,6 +75,8 @@ def log_terms(x: np.ndarray, canary: int, stable: int, bad: int) -> np.ndarray:
 
 def _partition(canary: int, stable: int, bad: int, log_ratios: np.ndarray) -> np.ndarray:
     low, high = max(0, bad - stable), min(canary, bad)
+    if low == high:
+        return log_terms(np.array([low]), canary, stable, bad) + low * log_ratios
     modes = np.clip(_modes(canary, stable, bad, np.exp(log_ratios)), low, high)
     spreads = _spreads(canary, stable, bad, modes)
     # A count with these distributions is a sum of independent yes-or-no variables (Vatutin & Mikhailov, 1982), so with
@@ -87,11 +92,33 @@ def _partition(canary: int, stable: int, bad: int, log_ratios: np.ndarray) -> np
     return log_sum(np.where(inside, terms, -np.inf)) + np.log(steps)
 
 
+@dataclass(frozen=True)
+class _Law:
+    """What follows from a look's margins alone.
+
+    Attributes:
+        partition: of each of `LOG_RATIOS`, times the tolerated odds ratio.
+        x: the canary's bad counts that are plausible under the tolerated odds ratio; empty if they are too many.
+        null: probability of each.
+        above: probability of each and all larger ones.
+    """
+
+    partition: np.ndarray
+    x: np.ndarray
+    null: np.ndarray
+    above: np.ndarray
+
+
 @lru_cache(maxsize=512)
-def _grid_partition(canary: int, stable: int, bad: int, tolerated: float) -> np.ndarray:
+def _law(canary: int, stable: int, bad: int, tolerated: float) -> _Law:
+    low, high = max(0, bad - stable), min(canary, bad)
     partition = _partition(canary, stable, bad, LOG_RATIOS + math.log(tolerated))
-    partition.setflags(write=False)
-    return partition
+    mode = np.clip(_modes(canary, stable, bad, np.array([tolerated])), low, high)
+    reach = _reach(_spreads(canary, stable, bad, mode))
+    first, last = max(low, int((mode - reach)[0])), min(high, int((mode + reach)[0]) + 1)
+    x = np.arange(first, last + 1) if last - first < _MOST_CAPPED_TABLES else np.zeros(0)
+    null = np.exp(log_terms(x, canary, stable, bad) + x * math.log(tolerated) - partition[NULL])
+    return _Law(partition, x, null, np.cumsum(null[::-1])[::-1])
 
 
 def log_partition(canary: int, stable: int, bad: int, log_ratios: np.ndarray) -> np.ndarray:
@@ -146,43 +173,31 @@ class OddsProcess:
         bad = canary_bad + stable_bad
         if max(0, bad - stable) == min(canary, bad):
             return  # The margins leave one table only, so that it says nothing.
-        partition = _grid_partition(canary, stable, bad, self.tolerated)
-        gain = canary_bad * LOG_RATIOS - (partition - partition[NULL])
+        law = _law(canary, stable, bad, self.tolerated)
+        gain = canary_bad * LOG_RATIOS - (law.partition - law.partition[NULL])
         if not self.decided:
-            log_raise = self._log_raise(canary, stable, bad, partition)
-            self.curve = self.curve + gain
-            self.log_raised += log_raise
-            self.decided = self.log_value >= self.log_cap
-        else:
-            self.curve = self.curve + gain
+            self.log_raised += self._log_raise(law)
+        self.curve = self.curve + gain
+        self.decided = self.decided or self.log_value >= self.log_cap
 
-    def _log_raise(self, canary: int, stable: int, bad: int, partition: np.ndarray) -> float:
+    def _log_raise(self, law: _Law) -> float:
         """Log of the factor that makes the expected value, cut off at the cap, what it was before the look."""
-        low, high = max(0, bad - stable), min(canary, bad)
-        mode = np.clip(_modes(canary, stable, bad, np.array([self.tolerated])), low, high)
-        reach = _reach(_spreads(canary, stable, bad, mode))[0]
-        first, last = max(low, int(mode[0] - reach)), min(high, int(mode[0] + reach) + 1)
-        if last - first >= _MOST_CAPPED_TABLES:
-            return 0.0
-        x = np.arange(first, last + 1)
-        null = np.exp(log_terms(x, canary, stable, bad) + x * math.log(self.tolerated) - partition[NULL])
         wealth = LOG_STAKES + self.curve[BETS]
         now = float(log_sum(wealth))
         log_cap = self.log_cap - self.log_raised - now
-        if log_cap > _LARGEST_EXPONENT:
+        if log_cap > _LARGEST_LOG_CAP or not len(law.x):
             return 0.0
-        exponents = wealth - now - (partition[BETS] - partition[NULL]) + x[:, None] * LOG_RATIOS[BETS]
+        exponents = wealth - now - (law.partition[BETS] - law.partition[NULL]) + law.x[:, None] * LOG_RATIOS[BETS]
         # The mixture grows with x, and what is above the cap is cut off in any case.
-        value = np.exp(np.clip(log_sum(exponents), -_LARGEST_EXPONENT, log_cap))
+        value = np.exp(np.clip(log_sum(exponents), -300, log_cap))
         cap = math.exp(log_cap)
-        below = np.concatenate([[0.0], np.cumsum(null * value)[:-1]])
-        above = np.cumsum(null[::-1])[::-1]
+        below = np.concatenate([[0.0], np.cumsum(law.null * value)[:-1]])
         # If all were raised until x just reaches the cap, what would be expected? The cut begins at the first x with at most 1.
-        affordable = np.flatnonzero(cap / value * below + cap * above <= 1)
+        affordable = np.flatnonzero(cap / value * below + cap * law.above <= 1)
         if not len(affordable) or not below[affordable[0]]:
             return 0.0
         cut = affordable[0]
-        return math.log(max(1.0, (1 - cap * above[cut]) / below[cut]))
+        return math.log(max(1.0, (1 - cap * law.above[cut]) / below[cut]))
 
     def bounds(self, alpha: float) -> tuple[float, float]:
         """Odds ratios that the looks so far leave possible: each end holds at all times with probability ``1 - alpha``.

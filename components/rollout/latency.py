@@ -51,7 +51,7 @@ class LatencyEvidence(AlwaysValidTest):
     """Evidence that the canary answers more than ``max_ratio`` times as slowly as the stable arm.
 
     The null: at the edges compared, the canary's odds of taking longer than ``max_ratio * edge`` are at most twice
-    (`TOLERATED_ODDS`) the stable arm's odds of taking longer than ``edge``. It holds in particular if the canary's latency is, in
+    (`TOLERATED_ODDS`) the stable arm's odds of taking longer than ``edge``. It holds if the canary's latency is, in
     distribution, at most ``max_ratio`` times the stable arm's; "twice" leaves room for a pause that hits one arm alone.
 
     Three edges are compared: those next to the stable arm's median, 90th and 99th percentile in the looks *before*. Each has
