@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 
@@ -119,7 +120,7 @@ def _alike(parts: list[pl.DataFrame]) -> list[pl.DataFrame]:
     """The parts with one struct of features: those of all; what is a number here and text there is text."""
     if FEATURES not in parts[0].columns:
         return parts
-    kinds: dict[str, pl.DataType | type[pl.DataType]] = {}
+    kinds: dict[str, Any] = {}
     for part in parts:
         for field in _fields(part):
             known = kinds.setdefault(field.name, field.dtype)
@@ -128,7 +129,7 @@ def _alike(parts: list[pl.DataFrame]) -> list[pl.DataFrame]:
     return [part.with_columns(_struct(part, kinds)) for part in parts]
 
 
-def _struct(part: pl.DataFrame, kinds: dict[str, pl.DataType | type[pl.DataType]]) -> pl.Expr:
+def _struct(part: pl.DataFrame, kinds: dict[str, Any]) -> pl.Expr:
     held = {field.name for field in _fields(part)}
     fields = [
         (pl.col(FEATURES).struct.field(name) if name in held else pl.lit(None)).cast(kind).alias(name)
