@@ -25,7 +25,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,32 +32,16 @@ from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.local import envoy_config, processes
 from modelyard.components.serving.local.envoy_admin import Admin
 from modelyard.components.serving.local.envoy_config import Backend, Endpoints, Route
+from modelyard.components.serving.local.envoy_counts import BackendCounts, Departed
 from modelyard.components.storage.files import write_text
 from modelyard.components.storage.locks import exclusive_lock
 
 __all__ = ["Backend", "BackendCounts", "Proxy", "Route"]
 
 _START_SECONDS = 20.0
+_ANSWER_SECONDS = 10.0
 _LOG_BYTES = 1 << 20
-_CLASSES = ("2xx", "3xx", "4xx", "5xx")
-
-
-@dataclass(frozen=True)
-class BackendCounts:
-    """The inference requests that a backend was given since the proxy started.
-
-    Attributes:
-        answered: answered with 2xx (or 3xx).
-        rejected: answered with 4xx.
-        failed: answered with 5xx, or not at all: refused or broken connections, timeouts, no healthy server.
-    """
-
-    answered: int = 0
-    rejected: int = 0
-    failed: int = 0
-
-    def __add__(self, other: "BackendCounts") -> "BackendCounts":
-        return BackendCounts(self.answered + other.answered, self.rejected + other.rejected, self.failed + other.failed)
+_DYING_SECONDS = 3.0
 
 
 class Proxy:
@@ -88,9 +71,9 @@ class Proxy:
         with exclusive_lock(self.folder / "changing"):
             if (running := self._running()) is not None:
                 self._check_port()
-                self._record(running)
-                self._wait_until_ready(running)
-                return
+                if self._answers(running):
+                    self._record(running)
+                    return
             binary = _envoy()
             _check_free(self.port)
             for name in ("clusters", "routes", envoy_config.ENDPOINTS_FOLDER):
@@ -139,6 +122,7 @@ class Proxy:
                 raise NotAvailable("the proxy does not run: start it first")
             self._shorten_log()
             before = self._clusters()
+            self._settle()
             moving = {name: before[name] | wanted[name] if name in before else wanted[name] for name in wanted}
             self._write_clusters({**before, **moving}, before)
             self._wait_until_healthy(moving, self._taking_over(routes, before), time.monotonic() + timeout)
@@ -151,14 +135,7 @@ class Proxy:
         Raises:
             NotAvailable: Envoy does not run.
         """
-        statistics = self._admin.statistics()
-        clusters = self._clusters()
-        found = {name: BackendCounts(failed=statistics.get(f"cluster.{name}.upstream_cx_none_healthy", 0)) for name in clusters}
-        for name in clusters:
-            for backend, counts in _counts_by_zone(statistics, name).items():
-                if backend in found:
-                    found[backend] += counts
-        return found
+        return self._departed().counts(self._admin.statistics(), list(self._clusters()))
 
     def stop(self, timeout: float = 30.0) -> None:
         """Ends Envoy: no new connections, then until ``timeout`` for the requests in flight. The routes are kept."""
@@ -175,7 +152,7 @@ class Proxy:
                 _wait(lambda: not self._admin.statistics().get(active), deadline)
                 self._admin.ask("/quitquitquit", "POST")
             except NotAvailable:
-                running.signal(signal.SIGTERM)
+                running.signal(signal.SIGKILL)
             if not _wait(lambda: not running.alive(), time.monotonic() + 5):
                 running.signal(signal.SIGKILL)
                 _wait(lambda: not running.alive(), time.monotonic() + 5)
@@ -239,10 +216,12 @@ class Proxy:
             raise self._start_failure(start_of_log)
         return running
 
-    def _wait_until_ready(self, process: processes.ProcessIdentity) -> None:
-        if not _wait(lambda: self._ready() or not process.alive(), time.monotonic() + _START_SECONDS) or not process.alive():
-            remedy = f"end it with `kill -9 {process.pid}` and start again"
-            raise NotAvailable(f"the proxy (process {process.pid}) runs but does not answer: {remedy}")
+    def _answers(self, process: processes.ProcessIdentity) -> bool:
+        """Whether a running Envoy can be taken over; one that hangs is ended."""
+        if _wait(lambda: self._ready() or not process.alive(), time.monotonic() + _ANSWER_SECONDS) and process.alive():
+            return True
+        process.signal(signal.SIGKILL)
+        return False
 
     def _ready(self) -> bool:
         try:
@@ -415,10 +394,32 @@ class Proxy:
             return not busy & leaving
 
         _wait(idle, deadline)
+        going = now.keys() - wanted.keys()
+        departed = self._departed()
+        departed.leave(self._admin.statistics(), going)
+        self._write_json("departed.json", departed.to_json())
         self._write_clusters(wanted, now)
         self._wait_for(lambda: set(self._admin.servers()) == set(wanted), envoy_config.CLUSTERS_FILE)
-        for name in now.keys() - wanted.keys():
+        self._settle()
+        for name in going:
             (self.folder / envoy_config.endpoints_file(name)).unlink(missing_ok=True)
+
+    # --- the counts
+
+    def _departed(self) -> Departed:
+        running = self._running()
+        process = running.to_json() if running else {}
+        try:
+            found = Departed.from_json(self._read_json("departed.json") or {})
+        except (KeyError, TypeError, AttributeError):
+            return Departed(process)
+        return found if found.process == process else Departed(process)
+
+    def _settle(self) -> None:
+        departed = self._departed()
+        if departed.leaving:
+            _wait(lambda: departed.settle(self._admin.statistics()), time.monotonic() + 5)
+            self._write_json("departed.json", departed.to_json())
 
     # --- the log
 
@@ -454,20 +455,6 @@ def _routes_content(routes: Sequence[Route], version: str = "") -> dict[str, Any
     return envoy_config.discovery([resource], version)
 
 
-def _counts_by_zone(statistics: Mapping[str, Any], cluster: str) -> dict[str, BackendCounts]:
-    """What each backend answered of the requests that were sent to ``cluster``."""
-    prefix = f"cluster.{cluster}.zone.{envoy_config.ZONE}."
-    found: dict[str, dict[str, int]] = {}
-    for name, value in statistics.items():
-        backend, _, status = name.removeprefix(prefix).rpartition(".upstream_rq_")
-        if name.startswith(prefix) and status in _CLASSES:
-            found.setdefault(backend, {})[status] = value
-    return {
-        backend: BackendCounts(by.get("2xx", 0) + by.get("3xx", 0), by.get("4xx", 0), by.get("5xx", 0))
-        for backend, by in found.items()
-    }
-
-
 def _wait(condition: Callable[[], bool], deadline: float) -> bool:
     """Whether ``condition`` came true before ``deadline``; looked at once at least."""
     pause = 0.005
@@ -491,19 +478,25 @@ def _envoy() -> Path:
 
 
 def _check_free(port: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((envoy_config.LOOPBACK, port))
-            probe.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise _port_in_use(port) from error
-            if error.errno == errno.EACCES:
-                raise InvalidInput(
-                    "port", port, "choose a port above 1023: lower ones are kept for the administrator"
-                ) from error
-            raise NotAvailable(f"cannot listen on {envoy_config.LOOPBACK}:{port}: {error}") from error
+    def free() -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((envoy_config.LOOPBACK, port))
+                probe.listen(1)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    if _holder(port):
+                        raise _port_in_use(port) from error
+                    return False
+                if error.errno == errno.EACCES:
+                    raise InvalidInput("port", port, "choose one above 1023: lower ones are the administrator's") from error
+                raise NotAvailable(f"cannot listen on {envoy_config.LOOPBACK}:{port}: {error}") from error
+        return True
+
+    # A process that has just been killed is gone before its sockets are.
+    if not _wait(free, time.monotonic() + _DYING_SECONDS):
+        raise _port_in_use(port)
 
 
 def _port_in_use(port: int) -> InvalidInput:
