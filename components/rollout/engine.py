@@ -208,7 +208,13 @@ class Rollout:
                     "now: evaluate it against that one",
                 )
             self._serve_champion(champion)
-        arm = self._start_arm(self._candidate)
+        try:
+            arm = self._start_arm(self._candidate)
+        except NotAvailable as error:
+            arm = self._target.state(self._name).canary
+            if not _serves(arm, self._candidate.digest):
+                raise
+            raise _Decided(FAIL, f"version {self._candidate.version} did not become ready in time: {error}") from error
         if arm is None:
             raise _Decided(INCONCLUSIVE, "the canary was taken away while it was starting")
         if not arm.ready:
@@ -282,23 +288,50 @@ class Rollout:
         self._last_look = self._clock()
         share = {"percent": step.percent, "mirror": step.mirror}
         progress = self._progress
-        self._check_untouched(self._target.state(self._name), (progress.asked, progress.in_force))
+        progress.window = {STABLE: [0, 0], CANARY: [0, 0]}
+        shares = (progress.asked, progress.in_force)
+        if _share_of(self._check_untouched(self._target.state(self._name))) not in shares:
+            # A target that was just started again may not see yet what is in force.
+            self._sleep(self._plan.look_seconds)
+            self._check_share(self._check_untouched(self._target.state(self._name)), shares)
         if progress.in_force == share:
             return
         progress.asked = share
         # Written first: a share that the record does not explain is somebody else's.
         self._notes.write(progress)
         try:
-            self._target.set_share(self._name, step.percent, mirror=step.mirror)
+            self._insist(lambda: self._target.set_share(self._name, step.percent, mirror=step.mirror))
         except TargetChanged as error:
             raise _Decided(INCONCLUSIVE, str(error)) from error
+        except NotAvailable as error:
+            arm = self._target.state(self._name).canary
+            if _serves(arm, progress.digest) and arm is not None and arm.failed:
+                raise _Decided(FAIL, f"version {progress.version} failed: {arm.reason}") from error
+            raise _Decided(INCONCLUSIVE, f"its share could not be set: {error}") from error
         progress.in_force = share
         # A look must not mix two shares, so what was answered meanwhile belongs to none.
         self._keep_counts(self._target.counts(self._name))
         self._event(f"Step {progress.step + 1} of {len(self._steps)}: the canary gets {step} of the traffic.")
 
-    def _check_untouched(self, state: ServingState, shares: tuple[dict[str, Any], ...]) -> Arm:
-        """The canary, if what is served is what this rollout left."""
+    def _insist(self, verb: Callable[[], None]) -> None:
+        """Does it, again and again while the target does not obey, for as long as a canary may be not ready."""
+        waited = 0.0
+        while True:
+            try:
+                return verb()
+            except NotAvailable:
+                if waited >= self._plan.limits.ready_grace_seconds:
+                    raise
+                self._sleep(self._plan.look_seconds)
+                waited += self._plan.look_seconds
+
+    def _check_share(self, canary: Arm, shares: tuple[dict[str, Any], ...]) -> None:
+        if _share_of(canary) not in shares:
+            kind = "a copy of " if canary.mirrored else ""
+            raise _Decided(INCONCLUSIVE, f"somebody else gave the canary {kind}{canary.share} % of the traffic")
+
+    def _check_untouched(self, state: ServingState) -> Arm:
+        """The canary, if the versions that are served are those that this rollout left."""
         progress, stable, canary = self._progress, state.stable, state.canary
         if _serves(stable, progress.digest):
             progress.phase, progress.decision, progress.outcome = FINISHED, INCONCLUSIVE, ROLLED_BACK
@@ -315,10 +348,6 @@ class Rollout:
             raise _Decided(INCONCLUSIVE, "somebody else took the canary away")
         if canary.model.digest != progress.digest:
             raise _Decided(INCONCLUSIVE, f"somebody else made version {canary.model.version} the canary")
-        found_share = {"percent": canary.share, "mirror": canary.mirrored}
-        if found_share not in shares:
-            kind = "a copy of " if canary.mirrored else ""
-            raise _Decided(INCONCLUSIVE, f"somebody else gave the canary {kind}{canary.share} % of the traffic")
         return canary
 
     def _look(self, step: Step) -> bool:
@@ -340,7 +369,16 @@ class Rollout:
                 ) from error
             return False
         progress.unreachable = 0.0
-        canary = self._check_untouched(state, (progress.in_force,))
+        canary = self._check_untouched(state)
+        if _share_of(canary) != progress.in_force:
+            if progress.share_differed:
+                self._check_share(canary, (progress.in_force,))
+            # Once, it may be a target that was just started again and does not see yet what is in force.
+            progress.share_differed = True
+            self._keep_counts(counts)
+            self._notes.write(progress)
+            return False
+        progress.share_differed = False
         seen = self._take_in(step, counts)
         if counts.canary is not None and (counts.stable is not None or not progress.replaces):
             progress.watched += elapsed
@@ -472,7 +510,7 @@ class Rollout:
             self._turn_back(FAIL, f"the registry refused it: {error}")
             return
         try:
-            self._target.promote(self._name, progress.digest)
+            self._insist(lambda: self._target.promote(self._name, progress.digest))
         except TargetChanged:
             # The registry has decided; whoever took the canary away meanwhile did not know, unless it was a rollback.
             self._notes.write(progress)
@@ -494,23 +532,19 @@ class Rollout:
         self._finish(ROLLED_BACK)
 
     def _take_canary_away(self) -> None:
-        """Persistently: as long as the canary stands, it answers some of the traffic."""
-        waited = 0.0
-        while True:
-            try:
-                # Never somebody else's canary.
-                if _serves(self._target.state(self._name).canary, self._progress.digest):
-                    self._target.roll_back(self._name)
-                    self._event("The canary was taken away.")
-                return
-            except NotAvailable as error:
-                if waited >= self._plan.limits.ready_grace_seconds:
-                    raise NotAvailable(
-                        f"the canary, version {self._progress.version} of {self._name!r}, must be taken away, but the target "
-                        f"cannot be reached ({error}): run this rollout again, or: modelyard split {self._name} --end"
-                    ) from error
-                self._sleep(self._plan.look_seconds)
-                waited += self._plan.look_seconds
+        try:
+            self._insist(self._take_own_canary_away)
+        except NotAvailable as error:
+            raise NotAvailable(
+                f"the canary, version {self._progress.version} of {self._name!r}, must be taken away, but the target cannot be "
+                f"reached ({error}): run this rollout again, or: modelyard split {self._name} --end"
+            ) from error
+
+    def _take_own_canary_away(self) -> None:
+        # Never somebody else's.
+        if _serves(self._target.state(self._name).canary, self._progress.digest):
+            self._target.roll_back(self._name)
+            self._event("The canary was taken away.")
 
     def _finish(self, outcome: str) -> None:
         self._progress.phase, self._progress.outcome = FINISHED, outcome
@@ -529,6 +563,10 @@ class Rollout:
             f"{math.exp(min(strongest[1], 700)):.3g})",
             flush=True,
         )
+
+
+def _share_of(canary: Arm) -> dict[str, Any]:
+    return {"percent": canary.share, "mirror": canary.mirrored}
 
 
 def _serves(arm: Arm | None, digest: str) -> bool:

@@ -44,13 +44,12 @@ class Evidence:
 
     Args:
         limits: what is allowed.
-        reference_shift: distance between the two models' scores on their reference samples, 0 to 1.
+        models_apart: distance between the two models' scores on their reference samples, 0 to 1.
         state: what ``to_json`` of an earlier process gave; empty to begin.
     """
 
-    def __init__(self, limits: Limits, reference_shift: float, state: dict[str, Any]) -> None:
+    def __init__(self, limits: Limits, models_apart: float, state: dict[str, Any]) -> None:
         alpha = {name: share * limits.alpha for name, share in SHARES.items()}
-        self.allowed_shift = min(1.0, reference_shift + limits.score_tolerance)
         if state:
             self._failed = FailureEvidence.from_json(state[FAILED])
             self._rejected = FailureEvidence.from_json(state[REJECTED])
@@ -60,7 +59,7 @@ class Evidence:
             self._failed = FailureEvidence(alpha[FAILED], limits.max_failure_ratio)
             self._rejected = FailureEvidence(alpha[REJECTED], limits.max_rejected_ratio)
             self._latency = LatencyEvidence(alpha[LATENCY], limits.max_latency_ratio)
-            self._scores = ScoreEvidence(alpha[SCORES], self.allowed_shift)
+            self._scores = ScoreEvidence(alpha[SCORES], min(1.0, models_apart + limits.score_tolerance))
         self.limits = limits
 
     @property
@@ -75,6 +74,11 @@ class Evidence:
         self._latency.look(canary.latency, stable.latency)
         # The rows of one request are alike, and count as one.
         self._scores.look(canary.scores, stable.scores, canary.answered, stable.answered)
+
+    @property
+    def allowed_shift(self) -> float:
+        """Distance between the arms' scores that is allowed."""
+        return self._scores.allowed_shift
 
     @property
     def log_e_values(self) -> dict[str, float]:
@@ -105,7 +109,7 @@ class Evidence:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "beyond all bounds"
+    return f"{value:.3g}" if math.isfinite(value) else "∞"
 
 
 def shift_between(one: Path, other: Path) -> float:

@@ -43,6 +43,7 @@ class Progress:
         watched: those of them in which both arms could be seen.
         samples: by arm, requests of this step that say something about it.
         failed: by arm, those of them that failed.
+        share_differed: whether another share than the one in force was seen at the last look.
         unready: seconds that the canary has not been ready for, up to now.
         unreachable: seconds that the target has not been reached for, up to now.
         window: by arm, failed and all requests of the last looks, in which a burst is looked for.
@@ -68,6 +69,7 @@ class Progress:
     watched: float = 0.0
     samples: dict[str, int] = field(default_factory=lambda: {STABLE: 0, CANARY: 0})
     failed: dict[str, int] = field(default_factory=lambda: {STABLE: 0, CANARY: 0})
+    share_differed: bool = False
     unready: float = 0.0
     unreachable: float = 0.0
     window: dict[str, list[int]] = field(default_factory=lambda: {STABLE: [0, 0], CANARY: [0, 0]})

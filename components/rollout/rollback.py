@@ -16,6 +16,7 @@ from modelyard.components.rollout import record, registry_side
 from modelyard.components.rollout.record import FINISHED, Record
 from modelyard.components.rollout.registry_side import RegistryChange
 from modelyard.components.serving.target import ServedModel, ServingState, ServingTarget
+from modelyard.components.serving.targets import open_target
 from modelyard.components.signing.verification import verify_model
 from modelyard.components.storage import uris
 
@@ -55,8 +56,6 @@ def roll_back(model_name: str, target: ServingTarget | str = "local", reason: st
     """
     check_model_name(model_name)
     if isinstance(target, str):
-        from modelyard.components.serving.targets import open_target
-
         target = open_target(target)
     notes, state = record.read(target, model_name), target.state(model_name)
     intent = notes.rolled_back

@@ -22,6 +22,7 @@ from modelyard.components.rollout.record import Notes, Progress
 from modelyard.components.rollout.registry_side import finish_pending, look_up
 from modelyard.components.rollout.report import render_report, timeline_of
 from modelyard.components.serving.target import ServingTarget, TargetChanged
+from modelyard.components.serving.targets import open_target
 from modelyard.components.storage.files import write_text
 from modelyard.components.storage.locks import exclusive_lock
 
@@ -81,8 +82,6 @@ def rollout_model(
     """
     check_model_name(model_name)
     plan = parse_plan(**parameters)
-    from modelyard.components.serving.targets import open_target
-
     progress = run_rollout(
         open_target(target),
         plan,

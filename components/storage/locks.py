@@ -13,7 +13,7 @@ def exclusive_lock(path: str | os.PathLike[str], on_wait: Callable[[], None] | N
 
     Args:
         path: the lock's file; its folder must exist.
-        on_wait: called once, before waiting, if another process holds the lock.
+        on_wait: called once, before waiting, if another process holds the lock; it may raise, so as not to wait.
     """
     lock = Path(path)
     descriptor = None
@@ -23,7 +23,7 @@ def exclusive_lock(path: str | os.PathLike[str], on_wait: Callable[[], None] | N
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if on_wait is not None:
-                on_wait()
+                _call(on_wait, descriptor)
                 on_wait = None
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         # The holder before us removed the file that we waited for: whoever comes next would lock another one.
@@ -35,6 +35,15 @@ def exclusive_lock(path: str | os.PathLike[str], on_wait: Callable[[], None] | N
     finally:
         lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _call(on_wait: Callable[[], None], descriptor: int) -> None:
+    """Calls it; one that raises, because it will not wait, leaves nothing open."""
+    try:
+        on_wait()
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _is(descriptor: int, path: Path) -> bool:

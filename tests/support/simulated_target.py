@@ -96,7 +96,8 @@ class SimulatedTarget:
         self.history: list[tuple[str, int, bool]] = []
         self.unreachable: set[str] = set()
         self.unreadable: set[str] = set()
-        self.kill_at: tuple[int, bool] | None = None
+        self._kill_at: tuple[int, bool] | None = None
+        self._killed = False
         self._generator = np.random.default_rng(seed)
         self._served_until = time()
 
@@ -169,6 +170,14 @@ class SimulatedTarget:
         """Stands for the arm's own answers to the golden rows."""
         return self._behaves(url.rpartition("/")[2]).golden_fault
 
+    def kill(self, call: int, *, before: bool) -> None:
+        """Kills the rollout at the call of this number from now, before or after it does its work; it stays dead."""
+        self._kill_at = (len(self.calls) + call, before)
+
+    def revive(self) -> None:
+        """Another process takes over."""
+        self._kill_at, self._killed = None, False
+
     def restart(self, arm: str) -> None:
         """What counts for an arm starts again."""
         self._serve_until_now()
@@ -236,14 +245,20 @@ class _Verb:
     def __enter__(self) -> None:
         target = self._target
         target._serve_until_now()
-        target.calls.append(self._name)
-        if target.kill_at == (len(target.calls), True):
+        if target._killed:
             raise Killed(self._name)
+        target.calls.append(self._name)
+        self._die_at((len(target.calls), True))
         if self._name in target.unreachable or "everything" in target.unreachable:
             raise NotAvailable(f"{self._name}: the target does not answer")
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is None and self._target.kill_at == (len(self._target.calls), False):
+        if kind is None:
+            self._die_at((len(self._target.calls), False))
+
+    def _die_at(self, moment: tuple[int, bool]) -> None:
+        if self._target._kill_at == moment:
+            self._target._killed = True
             raise Killed(self._name)
 
 
