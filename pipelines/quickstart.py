@@ -25,7 +25,7 @@ def quickstart(
     device: str = "auto",
     training_parameters: dict = {},
     gates: dict = {},
-    promote: bool = True,
+    target: str = "registry",
     seed: int = 0,
 ) -> Released:
     """Simulates card transactions with frauds and releases a fraud model on them.
@@ -47,11 +47,12 @@ def quickstart(
         device: auto, cpu or cuda; cuda gets the training step one GPU, and it fails without one.
         training_parameters: Parameters of the trainer by name.
         gates: Gates of the evaluation; empty for the defaults.
-        promote: Whether an accepted model becomes the champion at once.
+        target: registry makes an accepted model the champion at once and serves it nowhere; local rolls it out on this machine,
+            which needs live traffic from the second model on; none leaves it the challenger.
         seed: Seed of everything random.
 
     Returns:
-        decision: pass, fail or inconclusive.
+        decision: What the evaluation decided: pass, fail or inconclusive.
         digest: Digest that names the trained model.
         version: Version in the registry; empty when the model was refused.
     """
@@ -87,7 +88,7 @@ def quickstart(
         risk_class="none: simulated data",
         limits="Simulated transactions after Le Borgne et al. (2022); not for real payments.",
         oversight="None needed: nothing acts on its scores.",
-        promote=promote,
+        target=target,
         seed=seed,
     )
     return Released(

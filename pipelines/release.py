@@ -1,10 +1,10 @@
-"""The release pipeline: from features to a registered, signed model that has beaten the champion.
+"""The release pipeline: from features to a signed model that has beaten the champion, before and under live traffic.
 
 ::
 
     check_release ─ fetch_features ─ split_dataset ─ train_xgboost | train_torch ─ evaluate_model
         refused:  record_refusal
-        accepted: write_model_card ─ sign_model ─ register_model ─ promote_model
+        accepted: write_model_card ─ sign_model ─ register_model ─ rollout_model: promoted or rolled back
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from modelyard.components.evaluation.component import evaluate_model, write_mode
 from modelyard.components.features.component import fetch_features, split_dataset
 from modelyard.components.registry.component import promote_model, record_refusal, register_model
 from modelyard.components.request.component import check_release
+from modelyard.components.rollout.component import rollout_model
 from modelyard.components.signing.component import sign_model
 from modelyard.components.training.component import train_torch, train_xgboost
 from modelyard.pipelines.cluster import place, with_signing_key, with_verification_key, with_wandb_key
@@ -28,7 +29,7 @@ class Released(NamedTuple):
     version: str
 
 
-@dsl.pipeline(name="release", description="Train a model, judge it against the champion, sign it and register it.")
+@dsl.pipeline(name="release", description="Train a model, judge it against the champion, sign it, register it and roll it out.")
 def release(
     model_name: str,
     feature_repo_uri: str,
@@ -63,11 +64,20 @@ def release(
     oversight: str = "",
     logging: str = "",
     signing_method: str = "key",
-    promote: bool = True,
+    target: str = "local",
+    rollout_steps: list = [5, 25, 50, 100],
+    bake_seconds: float = 300.0,
+    min_samples: int = 300,
+    look_seconds: float = 10.0,
+    deadline_seconds: float = 3600.0,
+    shadow_seconds: float = 0.0,
+    rollout_limits: dict = {},
     wandb_project: str = "",
     seed: int = 0,
 ) -> Released:
-    """Trains a model on features as of each row's moment, judges it against the champion, signs it and registers it.
+    """Trains a model on features as of each row's moment, judges it against the champion, and rolls it out under live traffic.
+
+    A version that fails on its way is taken back without anybody's doing, and the reason stands in the report and the registry.
 
     Args:
         model_name: Name of the registered model; 1 to 63 letters, digits, '.', '_' or '-'.
@@ -103,12 +113,20 @@ def release(
         oversight: Who watches the model and can overrule it, for its card.
         logging: What is logged of its use, and for how long, for its card.
         signing_method: key, certificate, pkcs11 or sigstore; keys and identities come from the cluster's configuration.
-        promote: Whether an accepted model becomes the champion at once; otherwise it stays the challenger.
+        target: Where an accepted model is rolled out: local (behind a proxy on this machine); registry makes it the champion
+            at once and serves it nowhere, none leaves it the challenger.
+        rollout_steps: Percentages of the live traffic that it gets, one after another.
+        bake_seconds: Seconds that every step takes at least.
+        min_samples: Requests that it must have got in every step; without them it never passes.
+        look_seconds: Seconds between two looks at what both versions did.
+        deadline_seconds: Seconds after which a step without enough requests is given up, and the version taken back.
+        shadow_seconds: Seconds for which it first gets a copy of the traffic, its answers thrown away; 0 for none.
+        rollout_limits: How much worse it may be; empty for the defaults. See rollout_model.
         wandb_project: Weights & Biases project that mirrors the run; empty for none.
         seed: Seed of everything random.
 
     Returns:
-        decision: pass, fail or inconclusive.
+        decision: What the evaluation decided: pass, fail or inconclusive.
         digest: Digest that names the trained model.
         version: Version in the registry; empty when the model was refused.
     """
@@ -132,6 +150,14 @@ def release(
         false_positive_cost=false_positive_cost,
         gates=gates,
         signing_method=signing_method,
+        target=target,
+        rollout_steps=rollout_steps,
+        bake_seconds=bake_seconds,
+        min_samples=min_samples,
+        look_seconds=look_seconds,
+        deadline_seconds=deadline_seconds,
+        shadow_seconds=shadow_seconds,
+        rollout_limits=rollout_limits,
     )
     place(request, cpu="1", memory="1G", minutes=10)
 
@@ -236,11 +262,28 @@ def release(
             wandb_project=wandb_project,
         )
         with_wandb_key(with_verification_key(place(registered, cpu="2", memory="4G", minutes=60)))
-        with dsl.If(promote == True, name="promoted"):  # noqa: E712  a channel, compared when the pipeline runs
+        with dsl.If(target == "registry", name="promoted"):
             promoted = promote_model(
                 model_name=model_name, version=registered.outputs["version"], digest=registered.outputs["digest"]
             )
             with_verification_key(place(promoted, cpu="1", memory="4G", minutes=30))
+        with dsl.If(target == "local", name="rolled-out"):
+            rolled_out = rollout_model(
+                model_name=model_name,
+                version=registered.outputs["version"],
+                digest=registered.outputs["digest"],
+                uri=registered.outputs["uri"],
+                target=target,
+                steps=rollout_steps,
+                bake_seconds=bake_seconds,
+                min_samples=min_samples,
+                look_seconds=look_seconds,
+                deadline_seconds=deadline_seconds,
+                shadow_seconds=shadow_seconds,
+                limits=rollout_limits,
+                run_id=trained["run_id"],
+            )
+            with_verification_key(place(rolled_out, cpu="1", memory="4G", minutes=2880))
     with dsl.Else(name="refused"):
         refusal = record_refusal(evaluation=evaluation.outputs["evaluation"], model_name=model_name, run_id=trained["run_id"])
         place(refusal, cpu="1", memory="1G", minutes=10)

@@ -26,6 +26,14 @@ def check_release(
     false_positive_cost: float = 1.0,
     gates: dict = {},
     signing_method: str = "key",
+    target: str = "local",
+    rollout_steps: list = [5, 25, 50, 100],
+    bake_seconds: float = 300.0,
+    min_samples: int = 300,
+    look_seconds: float = 10.0,
+    deadline_seconds: float = 3600.0,
+    shadow_seconds: float = 0.0,
+    rollout_limits: dict = {},
 ) -> NamedTuple("Outputs", [("branch", str)]):
     """Checks a release's parameters before anything expensive starts.
 
@@ -51,6 +59,14 @@ def check_release(
         false_positive_cost: Cost of a negative that the model flags.
         gates: Gates of the evaluation; see evaluate_model.
         signing_method: key, certificate, pkcs11 or sigstore.
+        target: local, registry or none.
+        rollout_steps: Percentages of the live traffic, rising.
+        bake_seconds: Seconds that every step of the rollout takes at least.
+        min_samples: Requests that the new version must have got in every step.
+        look_seconds: Seconds between two looks.
+        deadline_seconds: Seconds after which a step without enough requests is given up.
+        shadow_seconds: Seconds of mirrored traffic before the first step; 0 for none.
+        rollout_limits: How much worse the new version may be; see rollout_model.
 
     Returns:
         branch: The training step to run: xgboost, xgboost-gpu, torch or torch-gpu.
@@ -78,6 +94,14 @@ def check_release(
             "false_positive_cost": false_positive_cost,
             "gates": gates,
             "signing_method": signing_method,
+            "target": target,
+            "rollout_steps": rollout_steps,
+            "bake_seconds": bake_seconds,
+            "min_samples": min_samples,
+            "look_seconds": look_seconds,
+            "deadline_seconds": deadline_seconds,
+            "shadow_seconds": shadow_seconds,
+            "rollout_limits": rollout_limits,
         }
     )
     return (branch,)

@@ -7,11 +7,13 @@ import math
 import re
 from typing import Any
 
+from modelyard.components import settings
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput
 from modelyard.components.training.devices import DEVICES
 
 TRAINERS = ("xgboost", "torch")
+TARGETS = ("local", "registry", "none")
 _UNEXPANDED = re.compile(r"\[\[.*?\]\]|\{\{.*?\}\}")
 
 
@@ -38,6 +40,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     """
     from modelyard.components.evaluation.gates import parse_gates
     from modelyard.components.features.fetching import parse_moment
+    from modelyard.components.rollout.plan import parse_plan
     from modelyard.components.signing.signature import METHODS
 
     check_model_name(request["model_name"])
@@ -66,4 +69,23 @@ def check_release_request(request: dict[str, Any]) -> str:
     if request["signing_method"] not in METHODS:
         raise InvalidInput("signing_method", request["signing_method"], f"choose one of {', '.join(METHODS)}")
     parse_gates(request["gates"])
+    if request["target"] not in TARGETS:
+        raise InvalidInput("target", request["target"], f"choose one of {', '.join(TARGETS)}")
+    if request["target"] == "local" and settings.in_cluster():
+        raise InvalidInput("target", "local", "nothing that a pod serves outlives it: in a cluster choose registry or none")
+    try:
+        parse_plan(
+            steps=request["rollout_steps"],
+            bake_seconds=request["bake_seconds"],
+            min_samples=request["min_samples"],
+            look_seconds=request["look_seconds"],
+            deadline_seconds=request["deadline_seconds"],
+            shadow_seconds=request["shadow_seconds"],
+            limits=request["rollout_limits"],
+        )
+    except InvalidInput as error:
+        if error.field in request and error.field != "limits":
+            raise
+        # The rollout calls them steps and limits; a release has other limits, for the model's card.
+        raise InvalidInput(f"rollout_{error.field}", error.value, error.remedy) from error
     return training_branch(request["trainer"], request["device"])

@@ -25,6 +25,14 @@ GOOD = {
     "false_positive_cost": 1.0,
     "gates": {},
     "signing_method": "key",
+    "target": "local",
+    "rollout_steps": [5, 25, 50, 100],
+    "bake_seconds": 300.0,
+    "min_samples": 300,
+    "look_seconds": 10.0,
+    "deadline_seconds": 3600.0,
+    "shadow_seconds": 0.0,
+    "rollout_limits": {},
 }
 
 
@@ -71,12 +79,29 @@ def test_only_cuda_asks_for_a_step_with_a_gpu(trainer, device, branch):
         ("trainer", "xgboost' || true"),
         ("device", "gpu"),
         ("gates", {"absolute": [{"metric": "accuracy", "min": 0.9}]}),
+        ("target", "moon"),
+        ("rollout_steps", [50, 5]),
+        ("bake_seconds", -1.0),
+        ("min_samples", 0),
+        ("look_seconds", 0.0),
+        ("deadline_seconds", 10.0),
+        ("shadow_seconds", float("nan")),
+        ("rollout_limits", {"alfa": 0.1}),
+        ("rollout_limits", {"alpha": 2}),
     ],
 )
 def test_a_parameter_that_cannot_work_is_named(field, value):
     with pytest.raises(InvalidInput) as refused:
         check_release_request({**GOOD, field: value})
     assert refused.value.field.split(".")[0] == field
+
+
+def test_a_pod_cannot_serve_what_must_outlive_it(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.delenv("MODELYARD_HOME", raising=False)
+    with pytest.raises(InvalidInput, match="target = 'local'"):
+        check_release_request(GOOD)
+    assert check_release_request({**GOOD, "target": "registry"}) == "xgboost"
 
 
 def test_the_step_returns_the_branch_and_its_log_names_a_bad_parameter(tmp_path, capfd):
