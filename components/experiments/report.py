@@ -137,19 +137,19 @@ def _sequence(analysis: Analysis, title: str, of: Callable[[Look], Interval | No
     days = np.array([(at - analysis.start) / timedelta(days=1) for at, _ in found])
     value, low, high = (np.array([getattr(difference, name) for _, difference in found]) for name in ("value", "low", "high"))
     ends = days[[0, -1]]
-    # The first intervals can be many times as wide as the last.
+    # The first intervals can be many times as wide as the last: they may leave the picture.
     reach = max(np.abs(value).max(), np.median(high - low), abs(high[-1]), abs(low[-1]), *map(abs, bounds)) * 1.15
     lines = [
         Line("Difference", days, value),
-        Line("Interval", days, np.clip(low, -reach, reach), "second"),
-        Line("", days, np.clip(high, -reach, reach), "second"),
+        Line("Interval", days, low, "second"),
+        Line("", days, high, "second"),
         Line("", ends, np.zeros(2), "muted"),
         *(Line("", ends, np.full(2, bound), "muted", dashed=True) for bound in bounds if bound),
     ]
     drawing = line_chart(
         lines,
         x_label="Days since the start",
-        y_label=f"Difference in {title}",
+        y_label="Version {1} minus version {0}".format(*analysis.versions),
         name=f"over time {title}",
         x_range=(float(ends[0]), float(ends[1])),
         y_range=(-reach, reach),

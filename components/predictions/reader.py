@@ -93,13 +93,18 @@ def _files(uri: str, model_name: str, start: datetime | None, end: datetime | No
                     uris.download(folder, local / day_folder(asked))
     elif not local.is_dir():
         raise InvalidInput("predictions", uri, f"there is no log of {model_name}; check the URI and the name")
-    first, last = start.date() if start else date.min, end.date() if end else date.max
+    first, last = start.date() if start else date.min, _last_day(end) if end else date.max
     days = [(day, path) for path in local.iterdir() if (day := day_of(path.name))]
     return [file for day, path in sorted(days) if first <= day <= last for file in sorted(path.glob(f"*{SUFFIX}"))]
 
 
 def _days(start: datetime, end: datetime) -> list[date]:
-    return [start.date() + timedelta(days=step) for step in range((end.date() - start.date()).days + 1)]
+    return [start.date() + timedelta(days=step) for step in range((_last_day(end) - start.date()).days + 1)]
+
+
+def _last_day(end: datetime) -> date:
+    """The day of the last moment before ``end``."""
+    return (end - timedelta(microseconds=1)).date()
 
 
 def _read(path: Path, start: datetime | None, end: datetime | None, versions: Sequence[str], features: bool) -> pl.DataFrame:

@@ -140,7 +140,7 @@ class PredictionLog:
             request_id: as the answer said.
             key: what the traffic is split by, or empty.
             at_ns: when the request came, in nanoseconds since 1970.
-            rows: its rows, at least one: dictionaries by feature name, lists in feature order, or an array of shape (rows,
+            rows: its rows: dictionaries by feature name, lists in feature order, or an array of shape (rows,
                 features); in one of floats, categories are codes.
             scores: shape (rows,).
             decisions: 0 or 1, shape (rows,).
@@ -150,11 +150,11 @@ class PredictionLog:
         """
         try:
             count = len(rows)
+            if not count:
+                return True
             answered = Answered(request_id, key, at_ns, rows, scores, decisions, count, self._size(rows, count))
         except (TypeError, AttributeError, IndexError):
             return self._refuse(1, "a request was not of rows")
-        if not count:
-            return True
         with self._appending:
             waiting = self._given_rows - self._settled_rows
             if (
