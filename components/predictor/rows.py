@@ -6,6 +6,7 @@ that the model has not seen is missing, and an infinite number is refused.
 """
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import itemgetter
@@ -16,8 +17,6 @@ import numpy as np
 from modelyard.components.artifacts.model import Feature
 from modelyard.components.errors import InvalidInput
 
-_NUMBERS = frozenset((float, int, bool))
-_NUMBERS_OR_NULL = _NUMBERS | {type(None)}
 _NUMBER_REMEDY = "give a finite number that fits 32 bits, or null if it is unknown"
 _CATEGORY_REMEDY = "give a string, or null if it is unknown"
 
@@ -66,12 +65,17 @@ class RowReader:
 
         Returns and errors are those of ``from_instances``; rows without categories come back as the matrix itself.
         """
+        values = [columns[name] for name in self.names]
+        if self.only_numbers and all(type(column) is list for column in values):
+            numbers = _numbers(list(chain.from_iterable(values)))
+            if numbers is not None:
+                matrix = np.ascontiguousarray(numbers.reshape(len(values), -1).T)
+                return matrix, matrix
         matrix = self._stack(
-            [self._column(feature, columns[feature.name], f"input {feature.name}") for feature in self.features]
+            [self._column(feature, column, f"input {feature.name}") for feature, column in zip(self.features, values)]
         )
         if self.only_numbers:
             return matrix, matrix
-        values = [columns[name] for name in self.names]
         return matrix, list(zip(*(column.tolist() if isinstance(column, np.ndarray) else column for column in values)))
 
     def from_matrix(self, values: Sequence[Any] | np.ndarray, name: str) -> np.ndarray:
@@ -106,8 +110,6 @@ class RowReader:
                 return None
         except (TypeError, KeyError):
             return None
-        if not set(map(type, flat)) <= _NUMBERS_OR_NULL:
-            return None
         matrix = _numbers(flat)
         return None if matrix is None else matrix.reshape(len(instances), width)
 
@@ -134,10 +136,9 @@ class RowReader:
     def _column(self, feature: Feature, values: Sequence[Any] | np.ndarray, field: str, member: str = "") -> np.ndarray:
         if feature.categories is not None:
             return self._category_codes(feature.name, values, field, member)
-        if isinstance(values, np.ndarray) or set(map(type, values)) <= _NUMBERS_OR_NULL:
-            column = _numbers(values)
-            if column is not None:
-                return column
+        column = _numbers(values)
+        if column is not None:
+            return column
         position, value = _culprit(values)
         raise InvalidInput(f"{field}[{position}]{member}", value, _NUMBER_REMEDY)
 
@@ -152,23 +153,33 @@ class RowReader:
 
 
 def _numbers(values: Sequence[Any] | np.ndarray) -> np.ndarray | None:
-    """Numbers or None as float32; None if one is infinite or does not fit."""
+    """Numbers or None as float32; None if one is something else, is infinite or does not fit 32 bits."""
     with np.errstate(all="ignore"):
-        try:
-            # A copy: a tensor in the body of a request need not be aligned, and must not keep the body alive.
-            numbers = np.array(values, np.float32)
-        except OverflowError:
-            return None
+        # A copy: a tensor in the body of a request need not be aligned, and must not keep the body alive.
+        numbers = np.array(values, np.float32) if isinstance(values, np.ndarray) else _packed(values)
         # The sum is finite unless something is missing or infinite, and takes half the time of looking at each.
-        if not math.isfinite(np.add.reduce(numbers, None)) and np.isinf(numbers).any():
+        if numbers is None or (not math.isfinite(np.add.reduce(numbers, None)) and np.isinf(numbers).any()):
             return None
     return numbers
+
+
+def _packed(values: Sequence[Any]) -> np.ndarray | None:
+    """Numbers or None as float32. ``struct`` looks at types and range on the way, several times as fast as NumPy converts."""
+    layout = f"{len(values)}f"
+    try:
+        try:
+            packed = struct.pack(layout, *values)
+        except struct.error:
+            packed = struct.pack(layout, *(math.nan if value is None else value for value in values))
+    except (struct.error, OverflowError):
+        return None
+    return np.frombuffer(packed, np.float32)
 
 
 def _culprit(values: Sequence[Any] | np.ndarray) -> tuple[int, Any]:
     """Position and value of the first that is no number, is infinite or does not fit 32 bits."""
     for position, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
-        if type(value) not in _NUMBERS_OR_NULL or _numbers([value]) is None:
+        if _numbers([value]) is None:
             return position, value
     raise AssertionError("every value is a number")
 
