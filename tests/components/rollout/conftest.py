@@ -60,14 +60,26 @@ def _at_home(patch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 @pytest.fixture
-def laptop(_template, tmp_path, monkeypatch) -> Laptop:
-    """The registry, for one test to change. The signed models stay where they are."""
-    home = tmp_path / "home"
-    home.mkdir()
-    shutil.copy(_template.home / "mlflow.db", home / "mlflow.db")
-    shutil.copytree(_template.home / "keys", home / "keys")
-    _at_home(monkeypatch, home)
-    return Laptop(home, _template.versions)
+def laptops(_template, tmp_path, monkeypatch) -> Callable[[], Laptop]:
+    """Makes laptops with the same registry, each for the test to change. The signed models stay where they are."""
+    made: list[Path] = []
+
+    def make() -> Laptop:
+        home = tmp_path / f"home{len(made)}"
+        made.append(home)
+        home.mkdir()
+        shutil.copy(_template.home / "mlflow.db", home / "mlflow.db")
+        shutil.copytree(_template.home / "keys", home / "keys")
+        _at_home(monkeypatch, home)
+        return Laptop(home, _template.versions)
+
+    return make
+
+
+@pytest.fixture
+def laptop(laptops) -> Laptop:
+    """One of them."""
+    return laptops()
 
 
 class Trial:
