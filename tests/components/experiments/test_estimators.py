@@ -1,0 +1,107 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from modelyard.components.evaluation.bootstrap import Rows, Scores, replicates
+from modelyard.components.evaluation.metrics import Terms, average_precision, curve
+from modelyard.components.experiments.estimators import (
+    average_precision_influence,
+    expected_cost,
+    pr_auc,
+    ranked_rows,
+    score_shares,
+)
+from modelyard.components.serving.buckets import SCORE_EDGES
+from tests.components.experiments.simulated_traffic import THRESHOLD, arm, requests
+
+ROWS = st.lists(st.tuples(st.booleans(), st.integers(0, 6).map(lambda step: step / 6)), min_size=2, max_size=30)
+
+
+def ranked(rows):
+    labels, scores = (np.array(column) for column in zip(*rows))
+    return ranked_rows(scores, labels, scores > 0.5, np.arange(len(rows)), np.zeros(len(rows), int))
+
+
+@given(ROWS)
+@settings(max_examples=100, deadline=None)
+def test_average_precision_is_scikit_learns_and_evaluations_equal_scores_too(rows):
+    found = ranked(rows)
+    assume(found.positives)
+    value = float(pr_auc(found).value)
+    assert value == pytest.approx(average_precision_score(found.labels, found.scores))
+    assert value == pytest.approx(average_precision(curve(found.labels, found.scores)))
+
+
+@given(rows=ROWS, at=st.integers(0, 29))
+@settings(max_examples=100, deadline=None)
+def test_a_rows_influence_is_the_derivative_of_average_precision_by_its_weight(rows, at):
+    found = ranked(rows)
+    assume(found.positives)
+    at %= found.rows
+    _, influence = average_precision_influence(found.labels, found.scores)
+    weights = np.ones(found.rows)
+    values = []
+    for step in (1e-5, -1e-5):
+        weights[at] = 1 + step
+        values.append(average_precision_score(found.labels, found.scores, sample_weight=weights))
+    assert influence[at] == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-6)
+    assert influence.sum() == pytest.approx(0, abs=1e-9)
+
+
+def test_without_positives_average_precision_is_undefined():
+    assert math.isnan(pr_auc(ranked([(False, 0.1), (False, 0.2)])).value)
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    """Many alike rows of each customer, so that rows taken for independent would be far off."""
+    return arm(requests(np.random.default_rng(3), 500, rows_per_key=12, rate=0.1, alike=1.5), looks=1)
+
+
+def test_standard_errors_are_those_of_a_bootstrap_of_whole_customers(clustered):
+    rows = Rows(clustered.labels, clustered.keys)
+    drawn = replicates(
+        rows,
+        [Scores(clustered.scores, THRESHOLD)],
+        Terms(false_positive_cost=1, false_negative_cost=10),
+        draws=1000,
+        metrics=("pr_auc", "expected_cost"),
+    )[0]
+    found, cost = pr_auc(clustered), expected_cost(clustered, 1, 10)
+    assert math.sqrt(found.variance) == pytest.approx(drawn["pr_auc"].std(), rel=0.12)
+    assert math.sqrt(cost.variance) == pytest.approx(drawn["expected_cost"].std(), rel=0.12)
+    independent = ranked_rows(
+        clustered.scores, clustered.labels, clustered.decisions, np.arange(clustered.rows), clustered.looks
+    )
+    assert math.sqrt(pr_auc(independent).variance) < 0.75 * math.sqrt(found.variance)
+
+
+def test_cost_and_shares_are_what_counting_gives(clustered):
+    cost = np.where(clustered.labels, 10 * ~clustered.decisions, 1 * clustered.decisions)
+    assert expected_cost(clustered, 1, 10).value == pytest.approx(cost.mean())
+    shares = score_shares(clustered).value
+    assert shares == pytest.approx([(clustered.scores <= edge).mean() for edge in SCORE_EDGES])
+
+
+def test_standard_errors_of_shares_are_those_of_resampled_customers(clustered):
+    generator = np.random.default_rng(0)
+    edge = len(SCORE_EDGES) // 2 - 3
+    at_most = np.bincount(clustered.keys, clustered.scores <= SCORE_EDGES[edge])
+    rows = np.bincount(clustered.keys)
+    chosen = generator.integers(0, len(rows), (2000, len(rows)))
+    drawn = at_most[chosen].sum(axis=1) / rows[chosen].sum(axis=1)
+    assert math.sqrt(score_shares(clustered).variance[edge]) == pytest.approx(drawn.std(), rel=0.1)
+
+
+def test_a_look_sees_what_came_before_it_and_the_last_one_everything(clustered):
+    found = arm(requests(np.random.default_rng(1), 100), looks=10)
+    seen = [found.until(look).rows for look in range(10)]
+    assert seen == sorted(seen)
+    assert seen[-1] == found.rows
+    early = found.until(3)
+    assert (early.looks <= 3).all()
+    assert (np.diff(early.scores) <= 0).all()
