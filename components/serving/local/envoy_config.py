@@ -214,7 +214,7 @@ def _listener(port: int) -> dict[str, Any]:
                 "typed_config": {
                     "@type": f"{_TYPE}.extensions.filters.http.health_check.v3.HealthCheck",
                     "pass_through_mode": True,
-                    "headers": [{"name": ":method", "string_match": {"exact": "GET"}}],
+                    "headers": [{"name": ":method", "string_match": {"exact": "POST"}, "invert_match": True}],
                 },
             },
             {
@@ -257,9 +257,9 @@ def cluster(name: str) -> dict[str, Any]:
                 "interval": "1s",
                 "no_traffic_interval": "1s",
                 "unhealthy_interval": "0.25s",
-                # A busy predictor may be late: an answer that it is not ready counts at once, none at all the second time.
+                # A busy predictor may be late: an answer that it is not ready counts at once, none at all the third time.
                 "timeout": "2s",
-                "unhealthy_threshold": 2,
+                "unhealthy_threshold": 3,
                 "healthy_threshold": 1,
             }
         ],
@@ -361,7 +361,7 @@ def _model_rules(route: Route) -> list[dict[str, Any]]:
         {"path": f"{second}/infer"},
         {"safe_regex": {"regex": f"{versioned}/infer"}},
     ]
-    rules: list[dict[str, Any]] = [{"match": match, "route": _to(route.stable)} for match in looks]
+    rules: list[dict[str, Any]] = []
     for match in infers:
         if route.canary is None or route.canary_share == 0:
             rules.append({"match": match, "route": _to(route.stable)})
@@ -373,6 +373,7 @@ def _model_rules(route: Route) -> list[dict[str, Any]]:
             rules.append({"match": match, "route": _to(route.canary)})
         else:
             rules.extend(_split(match, route.stable, route.canary, route.canary_share))
+    rules += [{"match": match, "route": _to(route.stable)} for match in looks]
     return rules
 
 
@@ -380,10 +381,11 @@ def _split(match: dict[str, Any], stable: Backend, canary: Backend, share: int) 
     """By the key if the request has one, else by chance.
 
     The key's hash modulo 100 falls below the share or not, the canary being first in order: a share that grows keeps the
-    keys that were in.
+    keys that were in. The canary's name goes into the hash, so that it is not the same customers who try every new version.
     """
     weights = {"clusters": [{"name": canary.name, "weight": share}, {"name": stable.name, "weight": 100 - share}]}
     timeout = f"{REQUEST_SECONDS}s"
+    salt = {"pattern": {"regex": "^"}, "substitution": f"{canary.name}/"}
     # An empty key is nobody's: all who send it would else share one fate.
     keyless = {
         **match,
@@ -395,7 +397,7 @@ def _split(match: dict[str, Any], stable: Backend, canary: Backend, share: int) 
             "match": match,
             "route": {
                 "weighted_clusters": {**weights, "use_hash_policy": True},
-                "hash_policy": [{"header": {"header_name": KEY_HEADER}}],
+                "hash_policy": [{"header": {"header_name": KEY_HEADER, "regex_rewrite": salt}}],
                 "timeout": timeout,
             },
         },

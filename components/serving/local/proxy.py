@@ -140,6 +140,8 @@ class Proxy:
     def stop(self, timeout: float = 30.0) -> None:
         """Ends Envoy: no new connections, then until ``timeout`` for the requests in flight. The routes are kept."""
         if not self.folder.exists():
+            if (homeless := self._running()) is not None:
+                homeless.signal(signal.SIGKILL)
             return
         with exclusive_lock(self.folder / "changing"):
             running = self._running()
