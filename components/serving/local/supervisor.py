@@ -13,9 +13,12 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from modelyard.components.errors import InvalidInput, ModelyardError
+from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
+from modelyard.components.serving.local.envoy_admin import Admin
+from modelyard.components.serving.local.envoy_config import ADMIN_SOCKET
 from modelyard.components.serving.local.predictor_process import (
     PredictorProcess,
     bound_log,
@@ -32,6 +35,7 @@ from modelyard.components.serving.local.state import (
     DesiredArm,
     DesiredModel,
     Observed,
+    ObservedArm,
     ObservedRoute,
     describe_problem,
     read_desired,
@@ -78,6 +82,8 @@ class Supervisor:
         self._routes = dict(before.routes)
         self._applied: list[Route] | None = None
         self._arms: dict[str, PredictorProcess] = {}
+        # Arms in charge that the proxy has found healthy since they were last ready.
+        self._healthy: set[str] = set()
         self._problem: Exception | None = None
         self._written: Observed | None = None
         self._in_force = before.generation
@@ -158,6 +164,9 @@ class Supervisor:
                 port=before.port if before else 0,
                 routed=arm_name in routed,
             )
+        self._routes = {
+            name: route for name, route in self._routes.items() if {route.stable, route.canary} <= {"", *self._arms}
+        }
 
     def _reconcile(self) -> None:
         wanted: dict[str, DesiredArm] = {}
@@ -170,6 +179,7 @@ class Supervisor:
             if arm_name in wanted:
                 process.watch()
         self._route()
+        self._look_from_the_proxy()
         in_use = {arm for route in self._routes.values() for arm in (route.stable, route.canary)}
         for arm_name in [name for name in self._arms if name not in wanted and name not in in_use]:
             if self._arms[arm_name].leave():
@@ -185,6 +195,8 @@ class Supervisor:
                 wanted[name] = route
         routes = [self._proxy_route(name, route) for name, route in sorted(wanted.items())]
         alive = self._proxy is not None and self._proxy_port == self._desired.port and self._proxy.alive()
+        if not alive:
+            self._healthy.clear()
         if alive and routes == self._applied:
             self._in_force = self._desired.generation
             return
@@ -201,12 +213,37 @@ class Supervisor:
             _log.info("routes in force: %s", "; ".join(_described(name, route) for name, route in wanted.items()) or "none")
         self._routes, self._applied, self._in_force = wanted, routes, self._desired.generation
 
+    def _look_from_the_proxy(self) -> None:
+        """Asks the proxy about those in charge that became ready: live traffic reaches them only once it has seen so, too."""
+        in_charge = {route.stable for route in self._routes.values()}
+        ready = {name for name in in_charge if self._arms[name].state == "ready"}
+        self._healthy &= ready
+        if self._healthy != ready and self._applied is not None:
+            try:
+                servers = Admin(self._folder / PROXY_FOLDER / ADMIN_SOCKET).servers()
+            except NotAvailable:
+                return
+            self._healthy |= {
+                name
+                for name in ready
+                if any(server.healthy and server.port == self._arms[name].port for server in servers.get(name, ()))
+            }
+
+    def _seen(self, name: str) -> ObservedArm:
+        """How an arm is, as those who ask through the proxy find it."""
+        observed = self._arms[name].observed()
+        in_charge = any(name == route.stable for route in self._routes.values())
+        if observed.state != "ready" or not in_charge or name in self._healthy:
+            return observed
+        return replace(observed, state="restarting", reason="the proxy does not reach it yet")
+
     def _wanted_route(self, name: str, model: DesiredModel) -> ObservedRoute | None:
         canary = model.canary.name if model.canary and self._arms[model.canary.name].routed else ""
-        if model.stable is None:
+        taking_over = model.stable or model.incoming
+        if taking_over is None:
             # The only arm there is: whatever its share, all of the traffic that there is goes to it.
             return ObservedRoute(canary) if canary and model.share and not model.mirror else None
-        if not self._arms[model.stable.name].routed:
+        if model.stable is None or not self._arms[model.stable.name].routed:
             # Until it is ready, what was routed to before goes on, if it is still there.
             before = self._routes.get(name)
             return before if before and {before.stable, before.canary} <= {"", *self._arms} else None
@@ -243,7 +280,7 @@ class Supervisor:
             self._in_force,
             self._desired.generation,
             self._myself,
-            {name: process.observed() for name, process in self._arms.items()},
+            {name: self._seen(name) for name in self._arms},
             self._routes,
             describe_problem(self._problem) if self._problem else None,
         )
