@@ -11,9 +11,8 @@ One record a model, JSON, written whole at each look::
 A holder renews its claim with each write, and finds out in the same moment if somebody took it over.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from modelyard.components.errors import InvalidInput
@@ -97,13 +96,13 @@ class Progress:
     def keep_counts(self, arm: str, counts: Counts | None) -> None:
         """Keeps an arm's counts for the next look, if they could be read."""
         if counts is not None:
-            self.last_counts[arm] = asdict(counts)
+            self.last_counts[arm] = dict(vars(counts))
 
     def add(self, arm: str, found: Increment) -> None:
         """Adds what an arm did to the step and to the totals."""
         self.samples[arm] += found.samples
         self.failed[arm] += found.failed
-        total = self.totals.get(arm) or asdict(Increment())
+        total = self.totals.get(arm) or vars(Increment())
         self.totals[arm] = {
             **{name: total[name] + getattr(found, name) for name in ("answered", "rejected", "failed", "flagged")},
             **{name: _sum(total[name], getattr(found, name)) for name in ("latency", "scores")},
@@ -160,7 +159,9 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
+        # Not asdict, which copies everything that is in it: this is done at each look.
+        rollout = dict(vars(self.rollout)) if self.rollout else None
+        return {"format_version": FORMAT_VERSION, **vars(self), "rollout": rollout}
 
     @classmethod
     def from_json(cls, content: dict[str, Any] | None) -> "Record":
@@ -187,8 +188,8 @@ def read(target: ServingTarget, model_name: str) -> Record:
 
 
 def write(target: ServingTarget, model_name: str, record: Record) -> None:
-    """Keeps the record, in a form that JSON gives back unchanged."""
-    target.write_record(model_name, json.loads(json.dumps(record.to_json(), allow_nan=False)))
+    """Keeps the record."""
+    target.write_record(model_name, record.to_json())
 
 
 class Notes:

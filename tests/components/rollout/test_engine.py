@@ -471,9 +471,23 @@ def test_another_version_waits_until_the_canary_of_a_stopped_rollout_is_gone(tri
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour(), BROKEN], ids=["good", "broken"])
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(kills=st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=3))
-def test_killed_at_any_call_and_run_again_a_rollout_ends_as_if_it_had_not_been(laptops, behaviour, kills):
+def test_killed_anywhere_and_run_again_a_rollout_ends_as_if_it_had_not_been(laptops, behaviour, kills):
+    killed_and_run_again(laptops, behaviour, kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("behaviour", [Behaviour(), BROKEN], ids=["good", "broken"])
+def test_killed_at_each_call_and_run_again_a_rollout_ends_as_if_it_had_not_been(laptops, behaviour):
+    undisturbed = Trial(laptops(), {"3": behaviour})
+    undisturbed.run(**SHORT)
+    for call in range(1, len(undisturbed.target.calls) + 1):
+        killed_and_run_again(laptops, behaviour, [(call, True)])
+    killed_and_run_again(laptops, behaviour, [(len(undisturbed.target.calls), False)])
+
+
+def killed_and_run_again(laptops, behaviour, kills):
     at = Trial(laptops(), {"3": behaviour})
     for call, before in kills:
         at.target.kill(call, before=before)

@@ -1,0 +1,95 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from modelyard.components.artifacts.model import Feature, ModelSpec, write_spec
+from modelyard.components.artifacts.scoring import write_golden_rows
+from modelyard.components.rollout.golden import golden_fault
+
+SCORES = [0.1, 0.7, 0.4]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A model of a number and a category, with golden rows of which one is all missing."""
+    spec = ModelSpec((Feature("amount"), Feature("country", ("at", "de"))), "fraud", "model.ubj", 0.5)
+    write_spec(tmp_path, spec)
+    matrix = np.array([[1.5, 0], [np.nan, 1], [np.nan, np.nan]], np.float32)
+    write_golden_rows(tmp_path, spec, matrix, np.array(SCORES))
+    return tmp_path
+
+
+@pytest.fixture
+def arm():
+    """A server that keeps what it was asked, and answers with what is in ``answers``, one after another."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.server.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            status, body = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+        def log_message(self, *details):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.answers = [], []
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def scored(scores):
+    return 200, {"outputs": [{"name": "probability", "shape": [3], "datatype": "FP64", "data": scores}]}
+
+
+def test_rows_are_asked_as_a_client_would_with_categories_by_name_and_missing_values_as_null(arm, directory):
+    arm.answers = [scored(SCORES)]
+    assert golden_fault(arm.url, "fraud", directory) == ""
+    ((path, body),) = arm.asked
+    assert path == "/v2/models/fraud/infer"
+    assert body["inputs"] == [
+        {"name": "amount", "shape": [3], "datatype": "FP64", "data": [1.5, None, None]},
+        {"name": "country", "shape": [3], "datatype": "BYTES", "data": ["at", "de", None]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (scored([0.1, 0.7001, 0.4]), "golden row 1 scores 0.7001 instead of 0.7"),
+        (scored([0.1, float("nan"), 0.4]), "golden row 1 scores nan"),
+        (scored([0.1, 0.7]), "3 golden rows got 2 scores"),
+        (scored([0.1, None, 0.4]), "without probabilities"),
+        ((200, {"outputs": []}), "without probabilities"),
+        ((200, []), "without probabilities"),
+        ((200, b"no json"), "no answer"),
+        ((400, {"error": "unknown feature"}), "answered 400.*unknown feature"),
+        ((500, b""), "answered 500"),
+    ],
+)
+def test_any_other_answer_is_a_fault(arm, directory, answer, fault):
+    import re
+
+    arm.answers = [answer]
+    assert re.search(fault, golden_fault(arm.url, "fraud", directory, sleep=lambda seconds: None))
+
+
+def test_an_answer_that_failed_is_asked_for_again(arm, directory):
+    arm.answers = [(503, b""), scored(SCORES)]
+    assert golden_fault(arm.url, "fraud", directory, sleep=lambda seconds: None) == ""
+    assert len(arm.asked) == 2
+
+
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:1", "ftp://127.0.0.1"])
+def test_an_arm_that_cannot_be_asked_is_a_fault(directory, url):
+    assert "no answer" in golden_fault(url, "fraud", directory, sleep=lambda seconds: None)
