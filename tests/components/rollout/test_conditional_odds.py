@@ -146,6 +146,38 @@ def test_a_fair_look_is_worth_one_by_the_hypergeometric_distribution():
     assert hypergeom(70, 7, 20).pmf(tables) @ np.array(worth) == pytest.approx(1, abs=1e-12)
 
 
+@settings(max_examples=50)
+@given(
+    st.floats(0, 40),
+    st.integers(100, 10**6),
+    st.integers(100, 10**6),
+    st.floats(1e-5, 0.5),
+    st.sampled_from([0.5, 0.01, 1e-6]),
+)
+@example(1.0, 10**6, 10**6, 0.02, 0.02)
+@example(2.5, 10**6, 10**6, 0.03, 0.02)
+@example(8.0, 10**6, 10**6, 0.05, 0.02)
+@example(20.0, 10**6, 10**6, 0.07, 0.02)
+@example(40.0, 10**6, 10**6, 0.07, 0.02)
+def test_a_large_look_after_a_large_loss_is_fair_too(loss, canary, stable, bad_share, alpha):
+    """What the null makes implausible is left out of the sums, but the alternatives' stakes lie just there."""
+    process = OddsProcess(-math.log(alpha))
+    process.look(0, round(200 * loss), round(80 * loss), round(200 * loss))
+    canary, stable, bad = _margins(canary, stable, bad_share)
+    wealth, raised = LOG_STAKES + process.curve[BETS], process.log_raised
+    tables = np.array(_tables(canary, stable, bad))
+    ratios = LOG_RATIOS[np.append(BETS, NULL)]
+    partition = log_partition(canary, stable, bad, ratios)
+    null = log_terms(tables, canary, stable, bad) - partition[-1]
+    near = null > -200
+    tables, null = tables[near], null[near]
+    before = process.log_value
+    process.look(int(tables[0]), canary, bad - int(tables[0]), stable)
+    after = logsumexp(wealth + tables[:, None] * ratios[:-1] - (partition[:-1] - partition[-1]), axis=1) + process.log_raised
+    assert process.log_raised >= raised
+    assert logsumexp(null + np.minimum(after, process.log_cap)) <= before + 1e-6
+
+
 @given(LOOKS)
 def test_cutting_off_what_is_of_no_use_never_lowers_the_value(looks):
     process = _after(looks)
