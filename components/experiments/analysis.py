@@ -32,8 +32,8 @@ from modelyard.components.serving.buckets import SCORE_EDGES
 
 WINNER, LOSER, FUTILE, GO_ON = "winner", "loser", "futile", "go_on"
 FORMAT_VERSION = 1
-# With fewer keys that have a positive, a normal limit is no guide.
-MIN_POSITIVE_KEYS = 30
+# With fewer keys that have a positive, or lie beyond an edge of the scores, a normal limit is no guide.
+MIN_KEYS = 30
 # Positives in each arm at which the intervals are tightest, in boundaries; before and after they are wider by little.
 TARGET_POSITIVES = 300
 _MOST_LOOKS = 60
@@ -103,7 +103,8 @@ class Look:
 
 @dataclass(frozen=True)
 class ScoreShift:
-    """How far the distributions of the scores are apart: the largest difference in the share at or below any edge.
+    """How far the distributions of the scores are apart: the largest difference in the share at or below any edge
+    that enough keys lie on either side of.
 
     Attributes:
         distance: the largest difference found, in [0, 1] (Kolmogorov and Smirnov's, at ``SCORE_EDGES``).
@@ -125,7 +126,8 @@ class Analysis:
     Attributes:
         decision: about the version under trial.
         reasons: one sentence each, the decisive ones first.
-        warnings: what puts the experiment itself in doubt, or was left out of it.
+        in_doubt: whether the experiment itself cannot be trusted, so that nothing is decided.
+        warnings: what was not checked, or left out.
         looks: what was known over time; the decision is that of the last.
         arms: labelled rows of the control and of the trial.
     """
@@ -135,6 +137,7 @@ class Analysis:
     terms: Terms
     decision: str
     reasons: tuple[str, ...]
+    in_doubt: bool
     warnings: tuple[str, ...]
     looks: tuple[Look, ...]
     score_shift: ScoreShift | None
@@ -155,6 +158,7 @@ class Analysis:
                 "version_b": self.versions[1],
                 "decision": self.decision,
                 "reasons": list(self.reasons),
+                "in_doubt": self.in_doubt,
                 "warnings": list(self.warnings),
                 "from": self.start.isoformat(),
                 "to": self.end.isoformat(),
@@ -254,6 +258,7 @@ def judge(log: LabelledLog, terms: Terms, *, model_name: str, versions: tuple[st
         terms=terms,
         decision=decision,
         reasons=reasons,
+        in_doubt=bool(doubts),
         warnings=warnings,
         looks=looks,
         score_shift=_score_shift(arms, terms) if looks else None,
@@ -296,7 +301,7 @@ def _look(arms: tuple[ArmRows, ArmRows], position: int, moment: datetime, terms:
     ranking = [pr_auc(arm) for arm in (control, trial)]
     costs = [expected_cost(arm, terms.false_positive_cost, terms.false_negative_cost) for arm in (control, trial)]
     differences: list[Interval | None] = [None, None]
-    if min(control.positive_keys, trial.positive_keys) >= MIN_POSITIVE_KEYS:
+    if min(control.positive_keys, trial.positive_keys) >= MIN_KEYS:
         progress = _progress(positives)
         for place, (of_control, of_trial) in enumerate((ranking, costs)):
             error = math.sqrt(of_control.variance + of_trial.variance)
@@ -319,13 +324,16 @@ def _progress(positives: tuple[int, int]) -> float:
 
 
 def _score_shift(arms: tuple[ArmRows, ArmRows], terms: Terms) -> ScoreShift | None:
-    """By the differences at all edges at once, each with its part of alpha."""
-    control, trial = (score_shares(arm) for arm in arms)
-    if min(arms[0].positive_keys, arms[1].positive_keys) < MIN_POSITIVE_KEYS:
+    """By the differences at all edges at once, each with its part of alpha; without those that few keys lie beyond."""
+    if not min(arms[0].positives, arms[1].positives):
         return None
-    apart = np.abs(trial.value - control.value)
+    (control, of_control), (trial, of_trial) = (score_shares(arm) for arm in arms)
+    carried = np.minimum(of_control, of_trial) >= MIN_KEYS
+    if not carried.any():
+        return None
+    apart = np.where(carried, np.abs(trial.value - control.value), 0.0)
     width = boundary(_progress((arms[0].positives, arms[1].positives)), terms.alpha / len(SCORE_EDGES))
-    half = width * np.sqrt(control.variance + trial.variance)
+    half = np.where(carried, width * np.sqrt(control.variance + trial.variance), 0.0)
     at = int(np.argmax(apart))
     low, high = max(float((apart - half).max()), 0.0), min(float((apart + half).max()), 1.0)
     return ScoreShift(float(apart[at]), low, high, SCORE_EDGES[at])
@@ -340,10 +348,10 @@ def _decide(look: Look | None, terms: Terms, samples: int) -> tuple[str, tuple[s
     if ranking is None or cost is None:
         few = min(look.positives)
         reason = (
-            f"too little is known: {MIN_POSITIVE_KEYS} keys with a positive are needed for each version, and the smaller has "
+            f"too little is known: {MIN_KEYS} keys with a positive are needed for each version, and the smaller has "
             f"{few:,} positives"
-            if few < MIN_POSITIVE_KEYS
-            else f"fewer than {MIN_POSITIVE_KEYS} keys of a version have a positive, or the figures do not vary"
+            if few < MIN_KEYS
+            else f"fewer than {MIN_KEYS} keys of a version have a positive, or the figures do not vary"
         )
         return (FUTILE, (spent, reason)) if used_up else (GO_ON, (reason,))
     allowed = terms.max_cost_increase * look.cost[0]

@@ -110,8 +110,12 @@ def expected_cost(arm: ArmRows, false_positive_cost: float, false_negative_cost:
     return Estimated(np.float64(value), _clustered(arm.keys, (cost - value) / arm.rows))
 
 
-def score_shares(arm: ArmRows) -> Estimated:
-    """Share of rows that score at most each of ``SCORE_EDGES``, shape (edges,)."""
+def score_shares(arm: ArmRows) -> tuple[Estimated, np.ndarray]:
+    """Share of rows that score at most each of ``SCORE_EDGES``, and the keys that it rests on.
+
+    Returns:
+        The shares, shape (edges,); and the number of keys that have a row on an edge's emptier side, shape (edges,).
+    """
     edges = len(SCORE_EDGES)
     codes = np.unique(arm.keys, return_inverse=True)[1]
     cells = codes * (edges + 1) + np.searchsorted(SCORE_EDGES, arm.scores, side="left")
@@ -120,7 +124,9 @@ def score_shares(arm: ArmRows) -> Estimated:
     totals = below.sum(axis=0)
     shares = totals[:-1] / arm.rows
     influence = (below[:, :-1] - np.outer(below[:, -1], shares)) / arm.rows
-    return Estimated(shares, np.square(influence).sum(axis=0) * keys / max(keys - 1, 1))
+    above = below[:, -1:] - below[:, :-1]
+    rests_on = np.minimum((below[:, :-1] > 0).sum(axis=0), (above > 0).sum(axis=0))
+    return Estimated(shares, np.square(influence).sum(axis=0) * keys / max(keys - 1, 1)), rests_on
 
 
 def _clustered(keys: np.ndarray, influence: np.ndarray) -> np.float64:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import numpy as np
+from markupsafe import Markup
 
 from modelyard.components.evaluation.metrics import curve
 from modelyard.components.experiments.allocation import MISMATCH_ALPHA
@@ -21,17 +22,15 @@ _HEADLINES = {
     FUTILE: "Version {b} does not differ enough from version {a} to go on looking.",
     GO_ON: "It is not settled yet whether version {b} is better than version {a}.",
 }
+_IN_DOUBT = "The experiment itself is in doubt, so nothing is decided."
 
 
 def render_report(analysis: Analysis) -> str:
     """The analysis as one self-contained HTML page."""
     a, b = analysis.versions
-    banner = Banner(
-        _VERDICTS[analysis.decision],
-        TONES[analysis.decision],
-        _HEADLINES[analysis.decision].format(a=a, b=b),
-        analysis.reasons,
-    )
+    headline = _IN_DOUBT if analysis.in_doubt else _HEADLINES[analysis.decision].format(a=a, b=b)
+    tone = "warn" if analysis.in_doubt else TONES[analysis.decision]
+    banner = Banner(_VERDICTS[analysis.decision], tone, headline, analysis.reasons)
     notes = [Notes(analysis.warnings, "warn")] if analysis.warnings else []
     sections = [Section("What was compared", [_facts(analysis), *notes])]
     if analysis.looks:
@@ -43,7 +42,7 @@ def render_report(analysis: Analysis) -> str:
                 intro=f"Differences are version {b} minus version {a}. Their intervals hold at every look, both together with "
                 f"probability {confidence}, so they may be read daily and acted on at once.",
             ),
-            Section("Over time", [_over_time(analysis)], intro="What was known by the predictions up to each moment."),
+            *_over_time(analysis),
             Section("Scores", [_curves(analysis)]),
         ]
     sections.append(Section("Data", [_data_table(analysis), _quality_table(analysis)]))
@@ -102,7 +101,7 @@ def _difference(found: Interval | None, higher_is_better: bool) -> Cell:
     return Cell(f"{found.value:+.4f}", f"[{found.low:+.4f}, {found.high:+.4f}]", tone)
 
 
-def _over_time(analysis: Analysis) -> Figures:
+def _over_time(analysis: Analysis) -> list[Section]:
     margin = analysis.terms.min_pr_auc_gain
     allowed = analysis.terms.max_cost_increase * analysis.looks[-1].cost[0]
     figures = [
@@ -123,10 +122,15 @@ def _over_time(analysis: Analysis) -> Figures:
             "Wholly below the grey line, what may be added: the cost allows it.",
         ),
     ]
-    return Figures([figure for figure in figures if figure is not None])
+    drawn = [figure for figure in figures if figure is not None]
+    intro = "What was known by the predictions up to each moment."
+    return [Section("Over time", [Figures(drawn)], intro=intro)] if drawn else []
 
 
-def _sequence(analysis: Analysis, title: str, of: Callable[[Look], Interval | None], bounds: list[float], caption: str):  # type: ignore[no-untyped-def]
+def _sequence(
+    analysis: Analysis, title: str, of: Callable[[Look], Interval | None], bounds: list[float], caption: str
+) -> tuple[str, Markup, str] | None:
+    """An interval over time, or alone where there is one look; None without any."""
     found = [(look.at, difference) for look in analysis.looks if (difference := of(look)) is not None]
     if len(found) < 2:
         if not found:

@@ -52,11 +52,11 @@ def missed(trials, *, keys, share, looks, seed=0, terms=Terms(), **traffic):
 
 
 def test_fifty_looks_leave_the_intervals_their_coverage_where_a_fixed_interval_loses_its():
-    pr_auc, cost, scores, fixed = missed(60, keys=500, share=0.5, looks=50, rate=0.1)
-    # 60 experiments at 2.5 %, 2.5 % and 5 %: more than these has a chance below one in a thousand.
-    assert pr_auc <= 6 / 60
-    assert cost <= 6 / 60
-    assert scores <= 10 / 60
+    pr_auc, cost, scores, fixed = missed(40, keys=500, share=0.5, looks=50, rate=0.1)
+    # 40 experiments at 2.5 %, 2.5 % and 5 %: more than these has a chance below one in a thousand.
+    assert pr_auc <= 5 / 40
+    assert cost <= 5 / 40
+    assert scores <= 8 / 40
     assert fixed > 0.1
 
 
@@ -71,11 +71,11 @@ def test_fifty_looks_leave_the_intervals_their_coverage_where_a_fixed_interval_l
     ],
 )
 def test_coverage_over_fifty_looks_of_many_experiments(traffic):
-    pr_auc, cost, scores, fixed = missed(600, looks=50, seed=1, **traffic)
+    pr_auc, cost, scores, fixed = missed(300, looks=50, seed=1, **traffic)
     # Three standard errors above 2.5 %, 2.5 % and 5 %.
-    assert pr_auc <= 0.045
-    assert cost <= 0.045
-    assert scores <= 0.077
+    assert pr_auc <= 0.052
+    assert cost <= 0.052
+    assert scores <= 0.088
     assert fixed > 0.1
 
 

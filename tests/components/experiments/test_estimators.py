@@ -83,8 +83,12 @@ def test_standard_errors_are_those_of_a_bootstrap_of_whole_customers(clustered):
 def test_cost_and_shares_are_what_counting_gives(clustered):
     cost = np.where(clustered.labels, 10 * ~clustered.decisions, 1 * clustered.decisions)
     assert expected_cost(clustered, 1, 10).value == pytest.approx(cost.mean())
-    shares = score_shares(clustered).value
+    shares = score_shares(clustered)[0].value
     assert shares == pytest.approx([(clustered.scores <= edge).mean() for edge in SCORE_EDGES])
+    rests_on = score_shares(clustered)[1]
+    for edge, keys in zip(SCORE_EDGES, rests_on):
+        at_most = clustered.scores <= edge
+        assert keys == min(len(set(clustered.keys[at_most])), len(set(clustered.keys[~at_most])))
 
 
 def test_standard_errors_of_shares_are_those_of_resampled_customers(clustered):
@@ -94,7 +98,7 @@ def test_standard_errors_of_shares_are_those_of_resampled_customers(clustered):
     rows = np.bincount(clustered.keys)
     chosen = generator.integers(0, len(rows), (2000, len(rows)))
     drawn = at_most[chosen].sum(axis=1) / rows[chosen].sum(axis=1)
-    assert math.sqrt(score_shares(clustered).variance[edge]) == pytest.approx(drawn.std(), rel=0.1)
+    assert math.sqrt(score_shares(clustered)[0].variance[edge]) == pytest.approx(drawn.std(), rel=0.1)
 
 
 def test_a_look_sees_what_came_before_it_and_the_last_one_everything(clustered):

@@ -47,13 +47,17 @@ def test_the_split_is_shown_beside_what_was_asked(page):
 @pytest.mark.parametrize(
     ("keys", "terms", "sections"),
     [
-        (60, Terms(), ["What was compared", "Figures", "Over time", "Scores", "Data"]),
+        (60, Terms(), ["What was compared", "Figures", "Scores", "Data"]),
         (60, Terms(label_delay_days=100), ["What was compared", "Data"]),
     ],
 )
 def test_a_report_of_little_data_says_so_and_draws_what_there_is(keys, terms, sections):
     page = page_of(*predictions(0, keys=keys), terms)
-    assert [title for title in page.texts["h2"] if title != "Over time"] == [
-        title for title in sections if title != "Over time"
-    ]
+    assert page.texts["h2"] == sections
     assert "It is not settled yet whether version 2 is better than version 1." in page.texts["p"]
+
+
+def test_a_report_of_an_experiment_in_doubt_says_so_before_all_figures():
+    page = page_of(*predictions(0, keys=1500, quality=(1.0, 2.2), share=0.4), Terms(share=50))
+    assert "The experiment itself is in doubt, so nothing is decided." in page.texts["p"]
+    assert any("instead of 50 %" in reason for reason in page.texts["li"])
