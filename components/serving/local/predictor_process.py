@@ -32,6 +32,7 @@ CRASH_WINDOW_SECONDS = 30.0
 # Without any answer for this long, checked this often in vain, it hangs.
 HUNG_SECONDS = 12.0
 _HUNG_CHECKS = 3
+_CHECK_TIMEOUT_SECONDS = 3.0
 _LONGEST_PAUSE_SECONDS = 8.0
 _DRAIN_SECONDS = 30.0
 _END_SECONDS = 40.0
@@ -140,7 +141,7 @@ class PredictorProcess:
         if self.state != "ready" or not self.port:
             return
         try:
-            get(self.port, "/v2/health/live", timeout=3.0)
+            get(self.port, "/v2/health/live", timeout=_CHECK_TIMEOUT_SECONDS)
         except (OSError, http.client.HTTPException):
             self._unanswered += 1
         else:

@@ -25,7 +25,7 @@ from modelyard.components.serving.local.predictor_process import (
     end_predictors,
     find_predictors,
 )
-from modelyard.components.serving.local.processes import find, identify
+from modelyard.components.serving.local.processes import ProcessIdentity, find, identify
 from modelyard.components.serving.local.proxy import Backend, Proxy, Route
 from modelyard.components.serving.local.state import (
     PROXY_FOLDER,
@@ -76,6 +76,7 @@ class Supervisor:
         self._desired = Desired()
         self._proxy: Proxy | None = None
         self._proxy_port = 0
+        self._envoy: ProcessIdentity | None = None
         self._next_proxy_try = 0.0
         before = read_observed(folder)
         self._observed_before = before
@@ -194,7 +195,7 @@ class Supervisor:
             if route is not None:
                 wanted[name] = route
         routes = [self._proxy_route(name, route) for name, route in sorted(wanted.items())]
-        alive = self._proxy is not None and self._proxy_port == self._desired.port and self._proxy.alive()
+        alive = self._envoy is not None and self._proxy_port == self._desired.port and self._envoy.alive()
         if not alive:
             self._healthy.clear()
         if alive and routes == self._applied:
@@ -273,6 +274,7 @@ class Supervisor:
                     raise
                 self._proxy.stop()
                 self._proxy.start()
+            self._envoy = identify(self._proxy.pid() or 0)
         self._proxy.apply(routes)
 
     def _tell(self) -> None:

@@ -62,6 +62,9 @@ def test_a_release_from_the_first_version_to_a_rollback_loses_no_request(new_yar
         target.roll_back("fraud")
         third = traffic.answered["3"]
         assert target.state("fraud").canary is None
+        # Another trial of the same version begins at zero.
+        target.start_canary("fraud", models["3"])
+        assert target.counts("fraud").canary.requests == 0
         target.restore("fraud", models["1"])
         second = traffic.answered["2"]
         state = target.state("fraud")
@@ -117,18 +120,6 @@ def test_what_somebody_else_changed_is_said(yard):
     assert target.state("fraud").canary.model == models["2"]
     with pytest.raises(InvalidInput, match="percent = 101"):
         target.set_share("fraud", 101)
-
-
-def test_the_canarys_counts_of_an_earlier_trial_are_not_those_of_the_next(yard):
-    target, models = yard.serve("1"), yard.models
-    for _ in range(2):
-        target.start_canary("fraud", models["2"])
-        assert target.counts("fraud").canary.requests == 0
-        with yard.traffic() as traffic:
-            target.set_share("fraud", 100)
-            until(lambda traffic=traffic: traffic.answered["2"] > 5)
-        assert target.counts("fraud").canary.answered > 5
-        target.roll_back("fraud")
 
 
 def altered(yard, folder):
@@ -314,19 +305,11 @@ def test_a_damaged_state_is_told_and_what_runs_goes_on(yard):
         assert target.state("fraud").stable.model == yard.models["2"]
     assert not traffic.failed
     assert not traffic.wrong
-
-
-def test_a_stop_works_with_a_damaged_state_too(yard):
-    target = yard.serve("1")
-    path = yard.folder / "state.json"
-    good = path.read_bytes()
     path.write_bytes(b"{")
     target.stop()
     assert yard.processes() == []
     assert path.read_bytes() == b"{"
-    path.write_bytes(good)
-    target.start()
-    assert yard.traffic().ask() == "1"
+    path.unlink()
 
 
 def test_a_port_in_use_is_told_and_another_one_works(new_yard):
@@ -420,6 +403,7 @@ def test_everything_ends_with_its_folder(new_yard):
     until(lambda: yard.processes() == [])
 
 
+@pytest.mark.slow
 def test_a_remote_model_is_kept_here_for_as_long_as_it_may_be_needed(yard, rclone_s3, monkeypatch):  # noqa: F811
     from modelyard.components.storage.uris import upload_directory
 
@@ -446,6 +430,7 @@ def test_a_remote_model_is_kept_here_for_as_long_as_it_may_be_needed(yard, rclon
     assert not copy.exists()
 
 
+@pytest.mark.slow
 def test_a_copy_that_was_damaged_here_is_fetched_again(yard, rclone_s3, monkeypatch):  # noqa: F811
     from modelyard.components.storage.uris import upload_directory
 
