@@ -34,7 +34,8 @@ from modelyard.components.signing.provenance import package_version
 _LARGE_BODY = 2**18
 _THREADS = 2
 _INFERENCE = re.compile(r"/v1/models/[^/]*:predict|/v2/models/[^/]*(/versions/[^/]*)?/infer")
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
+# What is a sound value of a header, and no burden to those who log it.
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
 logger = logging.getLogger("modelyard.predictor")
 
@@ -70,7 +71,7 @@ class _Request:
             elif name == b"content-length":
                 self.length = value
             elif name == b"x-request-id":
-                self.request_id = value
+                self.request_id = value if _REQUEST_ID.fullmatch(value) else b""
             elif name == b"x-modelyard-key":
                 self.key = value
             elif name == b"content-encoding":
@@ -98,7 +99,8 @@ class App:
         self._model, self._metrics, self._log, self._reload = model, metrics, log, reload
         self._max_bytes = max_request_bytes
         self._pool = ThreadPoolExecutor(_THREADS, "inference")
-        self._ids = (f"{secrets.token_hex(8)}-{number:x}".encode() for number in count())
+        process = secrets.token_hex(8)
+        self._ids = (f"{process}-{number:x}".encode() for number in count())
         name, version = model.name, model.loaded.version
         self._version = (b"x-model-version", version.encode())
         v1, v2, this = f"/v1/models/{name}", f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}"
@@ -146,6 +148,7 @@ class App:
     async def _answer_inference(
         self, infer: Infer | None, path: str, method: str, request: _Request, receive: Receive, send: Send
     ) -> int:
+        came = time.time_ns()
         try:
             if infer is None:
                 raise self._not_found(path)
@@ -166,7 +169,9 @@ class App:
             logger.exception("a request could not be answered")
             await self._send(500, _error(f"the server failed ({type(error).__name__}); its log says why"), [], request, send)
             return 500
-        request_id = self._identify(request, answer.request_id)
+        if not request.request_id and answer.request_id:
+            own = answer.request_id.encode()
+            request.request_id = own if _REQUEST_ID.fullmatch(own) else b""
         headers = [(b"content-type", JSON)]
         if answer.json_length is not None:
             headers = [
@@ -175,7 +180,7 @@ class App:
             ]
         await self._send(200, answer.body, headers, request, send)
         self._metrics.count_rows(answer.scores, answer.decisions)
-        self._log.append(request_id, request.key, answer)
+        self._log.append(model, request.request_id, request.key, came, answer)
         return 200
 
     async def _answer_other(self, path: str, method: str, request: _Request, receive: Receive, send: Send) -> None:
@@ -241,28 +246,16 @@ class App:
     def _too_large(self) -> _Refused:
         return _Refused(413, f"the body is larger than {self._max_bytes} bytes; send fewer rows in a request")
 
-    def _identify(self, request: _Request, own: str) -> str:
-        """Decides what the request is called: by its header, by its ``id``, or by us."""
-        if request.request_id:
-            return request.request_id.decode("latin-1")
-        if _REQUEST_ID.fullmatch(own):
-            request.request_id = own.encode()
-        else:
-            request.request_id = next(self._ids)
-            own = own or request.request_id.decode()
-        return own
-
     async def _send_error(self, request: _Request, error: _Refused | InvalidInput, send: Send) -> int:
         status, headers = (error.status, error.headers) if isinstance(error, _Refused) else (400, [])
         await self._send(status, _error(str(error)), [(b"content-type", JSON), *headers], request, send)
         return status
 
     async def _send(self, status: int, body: bytes, headers: Headers, request: _Request, send: Send) -> None:
-        headers += (
-            (b"content-length", str(len(body)).encode()),
-            self._version,
-            (b"x-request-id", request.request_id or next(self._ids)),
-        )
+        if not request.request_id:
+            request.request_id = next(self._ids)
+        length = str(len(body)).encode()
+        headers += ((b"content-length", length), self._version, (b"x-request-id", request.request_id))
         if self.draining:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})

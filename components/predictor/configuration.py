@@ -12,13 +12,12 @@ Whose signature counts is configured as everywhere, see ``modelyard.components.s
 """
 
 import os
-import re
 from dataclasses import dataclass
 
 from modelyard.components.errors import InvalidInput
+from modelyard.components.predictions.layout import check_version
 
 DEFAULT_MAX_REQUEST_BYTES = 10 * 2**20
-_VERSION = re.compile(r"[A-Za-z0-9._+-]{0,128}")
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,10 @@ class Configuration:
 
 
 def _version(text: str) -> str:
-    if not _VERSION.fullmatch(text):
-        raise InvalidInput("MODEL_VERSION", text, "use at most 128 letters, digits, '.', '_', '+' and '-'")
-    return text
+    try:
+        return text and check_version(text)
+    except InvalidInput as error:
+        raise InvalidInput("MODEL_VERSION", text, error.remedy) from error
 
 
 def _threshold(text: str) -> float | None:

@@ -1,7 +1,5 @@
-"""Hands predictions to the prediction log, if there is one, and says when it drops some. A request never waits for it."""
+"""Hands predictions to the prediction log, if there is one. A request never waits for it and never fails for it."""
 
-import logging
-import time
 from typing import TYPE_CHECKING
 
 from modelyard.components.predictor.protocol import Answer
@@ -10,14 +8,11 @@ if TYPE_CHECKING:
     from modelyard.components.predictions.writer import PredictionLog
     from modelyard.components.predictor.served_model import LoadedModel
 
-_TELL_EVERY_SECONDS = 60.0
 _CLOSE_SECONDS = 20.0
-
-logger = logging.getLogger("modelyard.predictor")
 
 
 class LoggedPredictions:
-    """The prediction log of the model that is loaded now.
+    """The prediction logs of one process: one for each model that it has loaded.
 
     Args:
         destination: folder, ``s3://`` or ``gs://`` prefix; empty for no log.
@@ -25,60 +20,49 @@ class LoggedPredictions:
 
     def __init__(self, destination: str) -> None:
         self._destination = destination
-        self._log: PredictionLog | None = None
-        self._before = (0, 0)
-        self._told = 0
-        self._told_at = -_TELL_EVERY_SECONDS
+        self._logs: dict[str, PredictionLog] = {}
 
-    def open(self, model: "LoadedModel") -> None:
-        """Logs this model's predictions from now on.
+    def open(self, model: "LoadedModel") -> "PredictionLog | None":
+        """The log of this model's predictions, which begins if it is not there yet; None if nothing is logged.
 
         Raises:
-            InvalidInput: the destination cannot be used.
+            InvalidInput: the destination or the version cannot be used.
         """
-        if not self._destination:
-            return
+        if not self._destination or model.digest in self._logs:
+            return self._logs.get(model.digest)
+        # Only here: it takes a while to import, and most of what it needs is of no use without it.
         from modelyard.components.predictions.writer import PredictionLog
 
-        before = self._log
-        self._log = PredictionLog(
+        log = PredictionLog(
             self._destination,
             model_name=model.name,
             version=model.version,
             digest=model.digest,
             features=model.spec.features,
         )
-        if before is not None:
-            before.close(_CLOSE_SECONDS)
-            self._before = (self._before[0] + before.written, self._before[1] + before.dropped)
+        self._logs[model.digest] = log
+        return log
 
-    def append(self, request_id: str, key: bytes, answer: Answer) -> None:
-        """Queues the rows of an answered request; drops them if the log cannot keep up."""
-        if self._log is None:
-            return
-        key_text = key.decode("latin-1")
-        self._log.append(request_id, key_text, time.time_ns(), answer.rows, answer.scores, answer.decisions)
-        if self._log.dropped + self._before[1] != self._told:
-            self._tell()
+    def append(self, model: "LoadedModel", request_id: bytes, key: bytes, at_ns: int, answer: Answer) -> None:
+        """Queues the rows of an answered request; the log counts and tells what it has to drop.
+
+        Args:
+            model: what answered it.
+            request_id: what the answer called it.
+            key: what the traffic is split by, or empty.
+            at_ns: when it came, in nanoseconds since 1970.
+            answer: what was asked and answered.
+        """
+        log = self.open(model)
+        if log is not None:
+            name = request_id.decode("latin-1")
+            log.append(name, key.decode("latin-1"), at_ns, answer.rows, answer.scores, answer.decisions)
 
     def rows(self) -> tuple[int, int]:
         """How many rows were written and dropped so far."""
-        written, dropped = (self._log.written, self._log.dropped) if self._log is not None else (0, 0)
-        return self._before[0] + written, self._before[1] + dropped
+        return sum(log.written for log in self._logs.values()), sum(log.dropped for log in self._logs.values())
 
     def close(self) -> None:
         """Writes what is queued."""
-        if self._log is not None:
-            self._log.close(_CLOSE_SECONDS)
-            self._told_at = -_TELL_EVERY_SECONDS
-            if self.rows()[1] != self._told:
-                self._tell()
-
-    def _tell(self) -> None:
-        now = time.monotonic()
-        if now - self._told_at >= _TELL_EVERY_SECONDS:
-            dropped = self.rows()[1]
-            logger.warning(
-                "the prediction log dropped %d rows more, %d in all: it cannot keep up", dropped - self._told, dropped
-            )
-            self._told, self._told_at = dropped, now
+        for log in self._logs.values():
+            log.close(_CLOSE_SECONDS)

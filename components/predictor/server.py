@@ -124,11 +124,8 @@ class Predictor:
         if self._reloading.locked():
             return "a reload is under way already"
         async with self._reloading:
-            before = self._model.loaded
             try:
                 await asyncio.to_thread(self._model.load)
-                if self._model.loaded.digest != before.digest:
-                    await asyncio.to_thread(self._log.open, self._model.loaded)
             except (ModelyardError, OSError) as error:
                 self._reason = f"the reload was refused: {error}"
                 self._metrics.reload_failures += 1
