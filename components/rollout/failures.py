@@ -15,9 +15,13 @@ from modelyard.components.rollout.always_valid import AlwaysValidTest, Decision,
 from modelyard.components.rollout.conditional_odds import LOG_RATIOS, OddsProcess, log_partition, log_terms
 
 BURST_FAILURES = 10
-BURST_RATE = 0.2
-BURST_CONFIDENCE = 0.999
+"""Failures of the canary within a look that a burst takes at least."""
+
+BURST_RATE, BURST_CONFIDENCE = 0.2, 0.999
+"""The failure rate that a burst exceeds, and how sure that must be."""
+
 BURST_CHANCE = 1e-5
+"""The chance of so uneven a split if both arms failed alike that a burst does not exceed."""
 
 
 class FailureEvidence(AlwaysValidTest):
@@ -32,7 +36,7 @@ class FailureEvidence(AlwaysValidTest):
         super().__init__(alpha)
         if not 0.01 <= tolerance_ratio <= 100:
             raise InvalidInput(
-                "tolerance_ratio", tolerance_ratio, "Give an odds ratio from 0.01 to 100; 1 tolerates no difference."
+                "tolerance_ratio", tolerance_ratio, "give an odds ratio from 0.01 to 100; 1 tolerates no difference"
             )
         self.tolerance_ratio = float(tolerance_ratio)
         self._process = OddsProcess(-math.log(self.alpha), self.tolerance_ratio)
@@ -44,7 +48,7 @@ class FailureEvidence(AlwaysValidTest):
         stable_bad, stable_total = checked_count("stable_bad", stable_bad), checked_count("stable_total", stable_total)
         for name, bad, total in (("canary_bad", canary_bad, canary_total), ("stable_bad", stable_bad, stable_total)):
             if bad > total:
-                raise InvalidInput(name, bad, f"Count bad requests among all of the look's; there were {total}.")
+                raise InvalidInput(name, bad, f"give bad requests among the look's {total} requests")
         self._process.look(canary_bad, canary_total, stable_bad, stable_total)
         self._failed = self._process.decided
         self.canary_bad += canary_bad

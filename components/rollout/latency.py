@@ -11,11 +11,14 @@ from modelyard.components.rollout.always_valid import AlwaysValidTest, Decision,
 from modelyard.components.rollout.conditional_odds import OddsProcess
 from modelyard.components.serving.buckets import LATENCY_EDGES
 
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-"""Quantiles of the stable arm's past at whose edges the arms are compared, each with a third of the stake."""
+QUANTILES = (0.5, 0.9, 0.99)
+"""Quantiles of the stable arm's past at whose edges the arms are compared, each with a third of the evidence."""
 
 TOLERATED_ODDS = 2.0
 """How many times the stable arm's odds of being beyond an edge the canary's may be, beyond ``max_ratio`` times that edge."""
+
+LARGEST_GAIN = 16.0
+"""How many times its stake one look may win; half of what there is is staked."""
 
 LEARN_STABLE, LEARN_CANARY = 100, 50
 """Requests that the looks before must hold before a look is tested: edges have to be known, and a cold start to be over."""
@@ -52,11 +55,12 @@ class LatencyEvidence(AlwaysValidTest):
 
     The null: at the edges compared, the canary's odds of taking longer than ``max_ratio * edge`` are at most twice
     (`TOLERATED_ODDS`) the stable arm's odds of taking longer than ``edge``. It holds if the canary's latency is, in
-    distribution, at most ``max_ratio`` times the stable arm's; "twice" leaves room for a pause that hits one arm alone.
+    distribution, at most ``max_ratio`` times the stable arm's.
 
-    Three edges are compared: those next to the stable arm's median, 90th and 99th percentile in the looks *before*. Each has
-    an `OddsProcess`, and the e-value is their average. As each is worth a third, each alone decides at three times the
-    threshold, which is where it is cut off.
+    Three edges are compared: those next to the stable arm's median, 90th and 99th percentile in the looks *before*. Each
+    begins with a third of the whole. In each look, half of what it has then is staked, on an `OddsProcess` for this look
+    alone, which is cut off at `LARGEST_GAIN`. So a look takes at most half and gives at most 8.5 times: one long pause of an
+    arm, which makes all requests of a look slow, does not decide, and one good look does not hide that most are slow.
 
     Buckets are half an octave wide, so ``max_ratio`` is rounded up to the next power of the square root of 2.
 
@@ -71,11 +75,10 @@ class LatencyEvidence(AlwaysValidTest):
     def __init__(self, alpha: float, max_ratio: float = 2.0) -> None:
         super().__init__(alpha)
         if not 1 <= max_ratio <= 64:
-            raise InvalidInput("max_ratio", max_ratio, "Give how many times as slow the canary may be, from 1 to 64.")
+            raise InvalidInput("max_ratio", max_ratio, "give how many times as slow the canary may be, from 1 to 64")
         self.max_ratio = float(max_ratio)
         self._shift = math.ceil(2 * math.log2(self.max_ratio) - 1e-9)
-        log_cap = math.log(len(QUANTILES) / self.alpha)
-        self._processes = {name: OddsProcess(log_cap, TOLERATED_ODDS) for name in QUANTILES}
+        self._log_values = np.zeros(len(QUANTILES))
         self.canary, self.stable = np.zeros(_BUCKETS, dtype=np.int64), np.zeros(_BUCKETS, dtype=np.int64)
         self.tested = 0
 
@@ -83,23 +86,30 @@ class LatencyEvidence(AlwaysValidTest):
         """Takes in the requests by ``LATENCY_EDGES`` since the look before, shape (edges + 1,) each, and says what follows."""
         canary = checked_counts("canary_latency", canary_latency, _BUCKETS)
         stable = checked_counts("stable_latency", stable_latency, _BUCKETS)
-        if self.stable.sum() >= LEARN_STABLE and self.canary.sum() >= LEARN_CANARY and canary.any() and stable.any():
+        known = self.stable.sum() >= LEARN_STABLE and self.canary.sum() >= LEARN_CANARY
+        if known and canary.any() and stable.any() and not self._failed:
+            self._log_values += self._log_gains(canary, stable)
             self.tested += int(canary.sum())
-            past = np.cumsum(self.stable)
-            for name, share in QUANTILES.items():
-                edge = int(np.searchsorted(past, share * past[-1]))
-                if edge + self._shift < len(_EDGES):
-                    slow = int(canary[edge + self._shift + 1 :].sum())
-                    self._processes[name].look(slow, int(canary.sum()), int(stable[edge + 1 :].sum()), int(stable.sum()))
-            decided = any(process.decided for process in self._processes.values())
-            self._failed = self._failed or decided or self._log_value() >= -math.log(self.alpha)
+            self._failed = self._log_value() >= -math.log(self.alpha)
         self.canary += canary
         self.stable += stable
         return self.decision
 
+    def _log_gains(self, canary: np.ndarray, stable: np.ndarray) -> np.ndarray:
+        """Log of what this look multiplies the evidence at each edge by."""
+        past = np.cumsum(self.stable)
+        gains = np.zeros(len(QUANTILES))
+        for place, share in enumerate(QUANTILES):
+            edge = int(np.searchsorted(past, share * past[-1]))
+            beyond = edge + self._shift
+            if beyond < len(_EDGES):
+                bet = OddsProcess(math.log(LARGEST_GAIN), TOLERATED_ODDS)
+                bet.look(int(canary[beyond + 1 :].sum()), int(canary.sum()), int(stable[edge + 1 :].sum()), int(stable.sum()))
+                gains[place] = math.log((1 + math.exp(bet.log_value)) / 2)
+        return gains
+
     def _log_value(self) -> float:
-        values = np.array([process.log_value for process in self._processes.values()])
-        return float(log_sum(values)) - math.log(len(values))
+        return float(log_sum(self._log_values)) - math.log(len(self._log_values))
 
     @property
     def quantiles(self) -> dict[str, tuple[float, float]]:
@@ -137,7 +147,7 @@ class LatencyEvidence(AlwaysValidTest):
             "stable": self.stable.tolist(),
             "tested": self.tested,
             "failed": self._failed,
-            "processes": {name: process.to_json() for name, process in self._processes.items()},
+            "log_values": self._log_values.tolist(),
         }
 
     @classmethod
@@ -147,6 +157,5 @@ class LatencyEvidence(AlwaysValidTest):
         evidence.canary = np.array(state["canary"], dtype=np.int64)
         evidence.stable = np.array(state["stable"], dtype=np.int64)
         evidence.tested, evidence._failed = state["tested"], state["failed"]
-        for name, process in evidence._processes.items():
-            process.restore(state["processes"][name])
+        evidence._log_values = np.array(state["log_values"])
         return evidence

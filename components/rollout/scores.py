@@ -27,7 +27,7 @@ def reference_shift(reference_a: Sequence[int], reference_b: Sequence[int]) -> f
     for name, given in (("reference_a", reference_a), ("reference_b", reference_b)):
         counts = checked_counts(name, given, _BUCKETS)
         if not counts.any():
-            raise InvalidInput(name, 0, "Give at least one scored row.")
+            raise InvalidInput(name, 0, "give at least one scored row")
         shares.append(np.cumsum(counts) / counts.sum())
     return float(np.abs(shares[0] - shares[1]).max())
 
@@ -58,7 +58,7 @@ class ScoreEvidence(AlwaysValidTest):
     def __init__(self, alpha: float, allowed_shift: float) -> None:
         super().__init__(alpha)
         if not 0 <= allowed_shift <= 1:
-            raise InvalidInput("allowed_shift", allowed_shift, "Give a distance between distributions, from 0 to 1.")
+            raise InvalidInput("allowed_shift", allowed_shift, "give a distance between distributions, from 0 to 1")
         self.allowed_shift = float(allowed_shift)
         self.canary, self.stable = np.zeros(_BUCKETS, dtype=np.int64), np.zeros(_BUCKETS, dtype=np.int64)
         # Rows at or below each edge and in all, as far as they count; and gaps weighted by what each look counts for.

@@ -12,6 +12,10 @@ change between looks and the rates may drift as long as they drift for both arms
 Tests that each have an ``alpha`` of their own together raise a false alarm with at most the sum of these, however the
 tests depend on each other.
 
+With ``alpha = 0.02``, ten looks of 300 canary and 2,700 stable requests and a stable error rate of 0.5 %, simulations (in the
+tests) fail 1.4 % of sound canaries and 73 % of those that fail twice as often. Ville's inequality promises the first figure
+to stay at or below 2 % for any number of looks; the second depends on the traffic.
+
 What the guarantee rests on is that the proxy deals out requests at random. Where it deals out clients instead, by a key, a
 single client that fails all the time weighs on one arm alone: give such tests a tolerance. A mirrored arm, which gets the
 same requests as the stable one, only varies less than the tests assume.

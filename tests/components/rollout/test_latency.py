@@ -81,13 +81,17 @@ def test_a_cold_start_does_not_fail_a_sound_canary():
     assert evidence.e_value < 1
 
 
-def test_a_pause_of_one_arm_does_not_fail_it():
+@pytest.mark.parametrize("requests", [5, 300])
+def test_a_pause_of_one_arm_does_not_fail_it_and_if_most_looks_are_slow_it_is_failed(requests):
     random = np.random.default_rng(7)
-    evidence = LatencyEvidence(0.01, 2.0)
+    pause = _buckets(np.full(requests, 1.0))
+    once, often = LatencyEvidence(0.01, 2.0), LatencyEvidence(0.01, 2.0)
     for look in range(20):
-        slow = _buckets(np.full(5 if look == 10 else 0, 1.0))
-        evidence.look(_requests(random, 300) + slow, _requests(random, 2700))
-    assert evidence.decision == "go_on"
+        canary, stable = _requests(random, 300), _requests(random, 2700)
+        once.look(canary + pause if look in (10, 11) else canary, stable)
+        often.look(canary + 10 * pause if look % 3 else canary, stable)
+    assert once.decision == "go_on"
+    assert often.decision == "fail"
 
 
 def test_a_ratio_between_two_buckets_is_rounded_up():
