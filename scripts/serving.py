@@ -21,6 +21,11 @@ def serve_command(arguments: argparse.Namespace) -> int:
     if arguments.version and not arguments.name:
         raise InvalidInput("--version", arguments.version, "name the model as well")
     if arguments.name:
+        from modelyard.components.rollout.registry_side import finish_pending
+
+        # What a rollback could not tell the registry comes before asking it who is champion.
+        for change in finish_pending(target, arguments.name):
+            print(f"registry, left from before: {change}")
         model = _registered(arguments.name, arguments.version)
         stable = target.state(arguments.name).stable
         if stable is None or stable.model.digest != model.digest:

@@ -45,8 +45,10 @@ def rollout_model(
         look_seconds: Time between two looks.
         deadline_seconds: How long a step may wait for its requests before the rollout is inconclusive.
         shadow_seconds: How long a copy of all traffic is sent to the version before the first step; 0 for not at all.
-        limits: What is allowed: alpha, max_failure_ratio, max_rejected_ratio, max_latency_ratio, score_tolerance and
-            ready_grace_seconds; what is left out keeps its default.
+        limits: What is allowed, by key: alpha (0.05: chance that the tests roll back a version within the limits),
+            max_failure_ratio (1: odds of a failed request, times those of the version in charge), max_rejected_ratio (1),
+            max_latency_ratio (2), score_tolerance (0.1: shift of the scores beyond what the models' reference samples
+            show) and ready_grace_seconds (30); what is left out keeps its default.
         run_id: MLflow run that gets the decision and the report; empty for none.
 
     Returns:

@@ -1,6 +1,9 @@
 import multiprocessing
+import os
 import time
 from pathlib import Path
+
+import pytest
 
 from modelyard.components.storage.locks import exclusive_lock
 
@@ -36,3 +39,23 @@ def test_a_lock_whose_block_failed_is_free_again(tmp_path):
     waited = []
     with exclusive_lock(tmp_path / "lock", on_wait=lambda: waited.append(True)):
         assert waited == []
+
+
+def _next_descriptor() -> int:
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
+
+
+def test_whoever_will_not_wait_leaves_nothing_open(tmp_path):
+    def refuse():
+        raise TimeoutError
+
+    with exclusive_lock(tmp_path / "lock"):
+        before = _next_descriptor()
+        for _ in range(3):
+            with pytest.raises(TimeoutError), exclusive_lock(tmp_path / "lock", refuse):
+                pass
+        assert _next_descriptor() == before
+    with exclusive_lock(tmp_path / "lock", refuse):
+        pass
