@@ -19,7 +19,7 @@ exit codes:
   0  it did what it was asked to
   1  a run failed, or a check found something wrong
   2  the command line or an input cannot be used as given
-  3  the local run ended well, but its gates refused the model (decision fail or inconclusive)
+  3  the local run ended well, but the gates or the rollout refused the model (fail or inconclusive)
   4  something it needs is not there: a server, a library, a place to write
   5  the cluster's run was cancelled
   6  the wait for the cluster's run ran out of time
