@@ -54,14 +54,12 @@ class Server:
         priority: 0 for the backend itself, 1 for who answers in its place.
         port: its port on 127.0.0.1.
         healthy: whether it gets requests.
-        checked: whether its health has been looked at.
         active: requests in flight.
     """
 
     priority: int
     port: int
     healthy: bool
-    checked: bool
     active: int
 
 
@@ -103,7 +101,7 @@ class Admin:
         }
 
     def servers(self) -> dict[str, list[Server]]:
-        """The servers of each cluster that is in use; one that Envoy is still getting ready is not among them."""
+        """The servers of each cluster that is in use; a new one comes into use when its servers' health is known."""
         content = json.loads(self.ask("/clusters?format=json"))
         return {
             cluster["name"]: [_server(host) for host in cluster.get("host_statuses", ())]
@@ -113,12 +111,11 @@ class Admin:
 
 def _server(host: dict[str, Any]) -> Server:
     health = host["health_status"]
-    ill = ("failed_active_health_check", "failed_outlier_check", "pending_active_hc")
+    ill = ("failed_active_health_check", "failed_outlier_check")
     return Server(
         priority=host.get("priority", 0),
         port=host["address"]["socket_address"]["port_value"],
         healthy=not any(health.get(flag) for flag in ill),
-        checked=not health.get("pending_active_hc", False),
         active=sum(
             int(entry.get("value", 0)) for entry in host["stats"] if entry["name"] in ("rq_active", "rq_pending_active")
         ),

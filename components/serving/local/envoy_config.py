@@ -249,7 +249,8 @@ def cluster(name: str) -> dict[str, Any]:
         "eds_cluster_config": {"eds_config": _followed(endpoints_file(name))},
         "connect_timeout": f"{CONNECT_SECONDS}s",
         # Without a healthy server a request is refused at once, never sent to one that is known to be ill.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        # A change of health is in force at once, not a second later together with others.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
         "ignore_health_on_host_removal": True,
         "health_checks": [
             {

@@ -39,6 +39,7 @@ from modelyard.components.storage.locks import exclusive_lock
 __all__ = ["Backend", "BackendCounts", "Proxy", "Route"]
 
 _START_SECONDS = 20.0
+_APPEAR_SECONDS = 2.0
 _ANSWER_SECONDS = 10.0
 _LOG_BYTES = 1 << 20
 _DYING_SECONDS = 3.0
@@ -205,11 +206,12 @@ class Proxy:
 
     def _wait_until_started(self, start_of_log: int) -> processes.ProcessIdentity:
         running: processes.ProcessIdentity | None = None
+        spawned = time.monotonic()
 
         def live() -> bool:
             nonlocal running
             found = self._running()
-            if found is None and running is not None:
+            if found is None and (running is not None or time.monotonic() - spawned > _APPEAR_SECONDS):
                 raise self._start_failure(start_of_log)
             running = found
             return running is not None and self._ready()
@@ -365,9 +367,7 @@ class Proxy:
         def settled() -> bool:
             servers = self._admin.servers()
             return all(
-                name in servers
-                and {(server.priority, server.port) for server in servers[name]} == endpoints.ports()
-                and all(server.checked for server in servers[name])
+                name in servers and {(server.priority, server.port) for server in servers[name]} == endpoints.ports()
                 for name, endpoints in clusters.items()
             )
 

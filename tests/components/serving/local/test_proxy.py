@@ -1,4 +1,6 @@
+import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -16,6 +18,7 @@ import pytest
 
 from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.local import envoy_config
+from modelyard.components.serving.local.envoy_admin import Admin
 from modelyard.components.serving.local.proxy import Backend, BackendCounts, Proxy, Route
 
 pytest.importorskip("envoy", reason="Envoy has no wheel for this platform")
@@ -327,6 +330,20 @@ def test_a_canary_that_keeps_failing_is_put_aside_but_the_stable_backend_never(p
     assert totals(proxy.counts()) == told(answers)
 
 
+def test_a_canary_that_fails_again_soon_after_it_came_back_is_put_aside_as_quickly(proxy, start_backend):
+    stable, canary = start_backend("fraud-1"), start_backend("fraud-2")
+    proxy.apply([Route("fraud", stable.backend, canary.backend, 100)])
+    for _ in range(3):
+        canary.behave(status=500)
+        failures = 0
+        while ask(proxy.port)[0] == 500:
+            failures += 1
+        # Envoy may gather changes of health for a second, in which there would be hundreds.
+        assert 5 <= failures < 60
+        canary.behave(status=200)
+        eventually(lambda: ask(proxy.port)[1] == "fraud-2")
+
+
 def test_when_the_stable_backend_is_down_its_requests_are_refused_at_once_and_never_given_to_the_canary(proxy, start_backend):
     stable, canary = start_backend("fraud-1"), start_backend("fraud-2")
     proxy.apply([Route("fraud", stable.backend, canary.backend, 50)])
@@ -529,6 +546,22 @@ def test_after_a_kill_start_serves_with_the_last_routes_and_counts_from_zero(pro
         assert proxy.counts() == {"fraud-1": BackendCounts(), "fraud-2": BackendCounts(answered=1)}
 
 
+def test_a_proxy_killed_while_its_routes_change_serves_the_right_ones_once_they_are_applied_again(proxy, start_backend):
+    backends = [start_backend(f"fraud-{number}").backend for number in range(3)]
+    for number in range(6):
+        killer = threading.Timer(number * 0.006, os.kill, (proxy.pid(), signal.SIGKILL))
+        killer.start()
+        with contextlib.suppress(NotAvailable):
+            for stable, canary in itertools.islice(itertools.cycle(itertools.permutations(backends, 2)), 50):
+                proxy.apply([Route("fraud", stable, canary, 50)])
+        killer.join()
+        eventually(lambda: not proxy.alive())
+        proxy.start()
+        proxy.apply([Route("fraud", backends[number % 3])])
+        assert ask(proxy.port)[:2] == (200, f"fraud-{number % 3}")
+        assert totals(proxy.counts()) == {f"fraud-{number % 3}": (1, 0, 0)}
+
+
 def test_another_process_takes_the_running_proxy_over(proxy, start_backend):
     stable = start_backend("fraud-1").backend
     proxy.apply([Route("fraud", stable)])
@@ -612,6 +645,26 @@ def test_a_port_in_use_is_refused_with_its_holder_and_the_way_on(tmp_path):
         taken.listen()
         with pytest.raises(InvalidInput, match=rf"in use by .*process {os.getpid()}\).*--port or MODELYARD_SERVING_PORT"):
             Proxy(tmp_path, taken.getsockname()[1]).start()
+
+
+def test_a_port_taken_at_the_last_moment_is_refused_in_the_same_words(tmp_path, monkeypatch):
+    monkeypatch.setattr("modelyard.components.serving.local.proxy._check_free", lambda port: None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InvalidInput, match=rf"in use by .*process {os.getpid()}\).*--port or MODELYARD_SERVING_PORT"):
+            Proxy(tmp_path / "proxy", taken.getsockname()[1]).start()
+
+
+def test_an_envoy_that_cannot_run_here_is_reported_in_its_own_words(tmp_path, monkeypatch):
+    binary = tmp_path / "envoy"
+    binary.write_text("#!/bin/sh\necho 'a library of the system is too old' >&2\nexit 1\n")
+    binary.chmod(0o700)
+    monkeypatch.setattr("modelyard.components.serving.local.proxy._envoy", lambda: binary)
+    proxy = Proxy(tmp_path / "proxy", free_port())
+    with pytest.raises(NotAvailable, match="does not start: a library of the system is too old"):
+        proxy.start()
+    assert not proxy.alive()
 
 
 def test_two_homes_do_not_disturb_each_other_and_cannot_share_a_port(proxy, tmp_path, start_backend):
@@ -704,6 +757,7 @@ def test_stop_lets_requests_in_flight_finish_and_keeps_the_routes(proxy, start_b
 
 def test_a_proxy_that_hangs_is_replaced_by_start_and_ended_by_stop(proxy, monkeypatch):
     monkeypatch.setattr("modelyard.components.serving.local.proxy._ANSWER_SECONDS", 1)
+    monkeypatch.setattr(proxy, "_admin", Admin(proxy._admin.path, timeout=1))
     hanging = proxy.pid()
     os.kill(hanging, signal.SIGSTOP)
     proxy.start()
