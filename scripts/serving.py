@@ -180,7 +180,7 @@ def _described_arm(label: str, arm: Arm, counts: Counts | None) -> Iterator[str]
     share = f"{'copy of ' if arm.mirrored else ''}{arm.share} %"
     how = "ready" if arm.ready else "failed" if arm.failed else "not ready"
     done = f"  {counts.answered:,} answered, {counts.rejected:,} rejected, {counts.failed:,} failed" if counts else ""
-    yield f"  {label:<8}  version {arm.model.version:<4} {share:>13}  {how:<9}{done}"
+    yield f"  {label:<8}  version {arm.model.version:<4} {share:>13}  {how:<9}{done}".rstrip()
     for line in arm.reason.splitlines():
         yield f"            {line}"
 

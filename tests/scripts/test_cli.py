@@ -46,7 +46,22 @@ def on_a_terminal(*words, **environment):
 
 def test_help_names_every_command_and_exit_code_and_imports_nothing_heavy():
     shown = run("--help").stdout
-    for command in ("run", "describe", "compile", "submit", "schedule", "verify", "docs", "demo", "benchmark"):
+    for command in (
+        "run",
+        "describe",
+        "compile",
+        "submit",
+        "schedule",
+        "verify",
+        "docs",
+        "demo",
+        "benchmark",
+        "serve",
+        "status",
+        "stop",
+        "rollback",
+        "split",
+    ):
         assert re.search(rf"^    {command}\b", shown, re.MULTILINE), command
     for code in (cli.OK, cli.FAILED, cli.BAD_INPUT, cli.REFUSED, cli.NOT_AVAILABLE, cli.CANCELLED, cli.TIMED_OUT, 130, 143):
         assert re.search(rf"^  (130, )?{code}\b", shown, re.MULTILINE), code
@@ -58,7 +73,10 @@ def test_help_names_every_command_and_exit_code_and_imports_nothing_heavy():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
 
 
-@pytest.mark.parametrize("command", ["run", "describe", "compile", "submit", "schedule", "verify", "docs"])
+@pytest.mark.parametrize(
+    "command",
+    ["run", "describe", "compile", "submit", "schedule", "verify", "docs", "serve", "status", "stop", "rollback", "split"],
+)
 def test_each_command_has_help_of_its_own(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])

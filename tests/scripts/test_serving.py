@@ -1,0 +1,201 @@
+"""``modelyard serve|status|stop|rollback|split`` with real processes and a real registry."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelyard.components.artifacts.model import Feature, ModelSpec, write_spec
+from modelyard.components.rollout import record
+from modelyard.components.rollout.record import Progress
+from modelyard.components.serving.local.processes import find
+from modelyard.components.serving.local.target import LocalTarget
+from modelyard.components.serving.target import ServedModel
+from modelyard.scripts import cli
+from modelyard.scripts.serving import _golden_row
+from tests.services.servers import free_port
+from tests.support.signed_models import make_signed_model
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A home whose registry has two versions of fraud, the first one champion, and one of loans, whose model was altered."""
+    home = tmp_path_factory.mktemp("released")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELYARD_HOME", str(home))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        from modelyard.components.tracking.connection import client
+
+        registry = client()
+        for name, seed in (("fraud", 1), ("fraud", 2), ("loans", 3)):
+            signed = make_signed_model(home / "made" / str(seed), seed=seed, model_name=name)
+            place = home / "models" / name / signed.model_digest.removeprefix("blake3:")
+            shutil.copytree(home / "made" / str(seed) / "signed", place)
+            if seed != 2:
+                registry.create_registered_model(name)
+            version = registry.create_model_version(name, str(place), tags={"digest": signed.model_digest})
+            if seed != 2:
+                registry.set_registered_model_alias(name, "champion", version.version)
+        (place / "modelyard.json").write_text("{}")
+    yield home
+    LocalTarget(home).stop()
+    assert find(str(home)) == []
+
+
+@pytest.fixture
+def home(released, monkeypatch):
+    monkeypatch.setenv("MODELYARD_HOME", str(released))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return released
+
+
+def run(*words, status=cli.OK):
+    found = cli.main([str(word) for word in words])
+    assert found == status
+
+
+def test_a_model_is_served_looked_at_split_rolled_back_and_stopped(home, capsys):
+    port = free_port()
+    run("serve", "fraud", "--port", port)
+    shown = capsys.readouterr().out
+    assert f"fraud  http://127.0.0.1:{port}/v1/models/fraud:predict" in shown
+    assert re.search(r"^  stable +version 1 +100 % +ready", shown, re.MULTILINE)
+    (line,) = [line for line in shown.splitlines() if line.startswith("curl ")]
+    answer = json.loads(subprocess.check_output(shlex.split(line)))
+    assert 0 < answer["predictions"][0]["probability"] < 1
+    served = find(str(home))
+
+    run("serve", "fraud")
+    assert find(str(home)) == served
+    capsys.readouterr()
+
+    run("status")
+    shown = capsys.readouterr().out
+    assert re.search(r"^  stable +version 1 +100 % +ready +1 answered, 0 rejected, 0 failed$", shown, re.MULTILINE)
+    assert re.search(rf"^proxy +Envoy on 127.0.0.1:{port}, pid \d+$", shown, re.MULTILINE)
+    assert re.search(r"^supervisor +pid \d+$", shown, re.MULTILINE)
+
+    run("split", "fraud", "--version", 2, "--share", 30)
+    shown = capsys.readouterr().out
+    assert re.search(r"^  stable +version 1 +70 % ", shown, re.MULTILINE)
+    assert re.search(r"^  canary +version 2 +30 % +ready", shown, re.MULTILINE)
+    run("split", "fraud", "--version", 2, "--share", 10, "--mirror")
+    assert re.search(r"^  canary +version 2 +copy of 10 % +ready", capsys.readouterr().out, re.MULTILINE)
+    run("status", "fraud", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["models"]["fraud"]["canary"]["mirrored"] is True
+    assert found["models"]["fraud"]["stable"]["counts"]["answered"] == 1
+    assert found["models"]["fraud"]["url"] == f"http://127.0.0.1:{port}"
+    assert found["port"] == port
+    assert {found["supervisor"], found["proxy"], *(one["pid"] for one in found["predictors"].values())} == {
+        process.pid for process in find(str(home))
+    }
+    run("split", "fraud", "--end")
+    assert "canary" not in capsys.readouterr().out
+
+    run("serve", "fraud", "--version", 2)
+    assert re.search(r"^  previous +version 1 ", capsys.readouterr().out, re.MULTILINE)
+    run("rollback", "fraud", "--reason", "too many complaints")
+    assert "version 1 is in charge again, in place of version 2" in capsys.readouterr().out
+
+    for _ in range(2):
+        run("stop")
+        assert find(str(home)) == []
+    capsys.readouterr()
+    run("status")
+    shown = capsys.readouterr().out
+    assert "stopped: modelyard serve brings back what was served" in shown
+    assert "version 1" in shown
+    run("serve")
+    shown = capsys.readouterr().out
+    assert re.search(r"^  stable +version 1 +100 % +ready", shown, re.MULTILINE)
+    assert f"127.0.0.1:{port}/" in shown
+
+
+def test_a_refused_version_is_told_with_its_reason_and_exit_code(home, capsys):
+    run("serve", "loans", status=cli.FAILED)
+    assert "altered" in capsys.readouterr().err
+    run("split", "fraud", "--version", 1, "--share", 10, status=cli.BAD_INPUT)
+    assert "it is in charge already" in capsys.readouterr().err
+
+
+def test_the_status_shows_why_a_version_failed_and_how_the_last_rollout_ended(home, capsys):
+    run("serve", "fraud", "--port", free_port())
+    target = LocalTarget(home)
+    digest = target.state("fraud").stable.model.digest
+    target.start_canary("fraud", ServedModel("9", "blake3:" + "0" * 64, str(target.model_directory("fraud"))))
+    rollout = Progress("9", digest, "", {}, decision="fail", outcome="rolled_back", reasons=["it is slow", "it errs"])
+    record.write(target, "fraud", record.Record(rollout=rollout))
+    capsys.readouterr()
+    run("status", "fraud")
+    shown = capsys.readouterr().out
+    assert re.search(r"^  canary +version 9 +0 % +failed\n +.*another version", shown, re.MULTILINE)
+    assert "  rollout   version 9: fail, rolled back: it is slow; it errs\n" in shown
+    run("status", "--json")
+    found = json.loads(capsys.readouterr().out)["models"]["fraud"]
+    assert found["rollout"]["reasons"] == ["it is slow", "it errs"]
+    assert found["canary"]["failed"] is True
+    assert found["stable"]["model"]["digest"] == digest
+    target.roll_back("fraud")
+    target.write_record("fraud", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["serve", "nobody"], "model = 'nobody': the registry has no champion"),
+        (["serve", "fraud", "--version", "77"], "no such version"),
+        (["serve", "--version", "1"], "name the model as well"),
+        (["serve", "fraud", "--port", "70000"], "port = 70000"),
+        (["serve", "../fraud"], "model_name"),
+        (["status", "nobody"], "it is not served here"),
+        (["rollback", "nobody"], "nobody"),
+        (["split", "nobody", "--version", "1", "--share", "5"], "no version in charge"),
+        (["split", "fraud", "--share", "5"], "give --version and --share, or --end"),
+        (["split", "fraud", "--version", "2", "--share", "101"], "--share = 101"),
+        (["split", "fraud", "--end", "--share", "5"], "--end"),
+    ],
+)
+def test_bad_input_is_one_clear_line(home, words, message, capsys):
+    run(*words, status=cli.BAD_INPUT)
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith("modelyard: ")
+    assert message in line
+
+
+def test_where_nothing_was_served_there_is_nothing_to_bring_back_or_to_stop(tmp_path, monkeypatch, capsys):
+    # --home sets it for the whole process.
+    monkeypatch.setenv("MODELYARD_HOME", str(tmp_path))
+    run("status", "--home", tmp_path / "new")
+    assert "nothing is served here" in capsys.readouterr().out
+    run("stop", "--home", tmp_path / "new")
+    run("serve", "--home", tmp_path / "new", status=cli.BAD_INPUT)
+    assert "nothing was served here yet" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "serving").exists()
+
+
+def test_a_look_imports_nothing_heavy(tmp_path):
+    code = (
+        "import sys; from modelyard.scripts import cli; cli.main(['status'])\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules} & {'mlflow', 'kserve', 'polars', 'numpy', 'kfp'}))"
+    )
+    environment = {**os.environ, "MODELYARD_HOME": str(tmp_path)}
+    shown = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    assert shown.splitlines()[-1] == ""
+
+
+def test_the_row_to_ask_about_has_its_categories_by_name_and_its_gaps_empty(tmp_path):
+    features = (Feature("amount"), Feature("country", ("de", "fr")), Feature("age"), Feature("city", ("x",)))
+    write_spec(tmp_path, ModelSpec(features, label="fraud", model_file="model.ubj", threshold=0.5))
+    golden = {"features": [], "rows": [[0.1234567890123, 1.0, None, None]], "scores": [0.5]}
+    Path(tmp_path, "golden_rows.json").write_text(json.dumps(golden))
+    assert _golden_row(tmp_path) == {"amount": 0.1234568, "country": "fr", "age": None, "city": None}
