@@ -18,6 +18,7 @@ floor is watched.
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ _Z = 4.0
 class _Decided(Exception):
     """Ends the watching with a decision."""
 
-    def __init__(self, decision: str, reason: str) -> None:
-        super().__init__(reason)
-        self.decision, self.reason = decision, reason
+    def __init__(self, decision: str, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.decision, self.reasons = decision, list(reasons)
 
 
 class Rollout:
@@ -126,7 +127,7 @@ class Rollout:
             if self._progress.phase == WATCHING:
                 self._watch()
         except _Decided as decided:
-            self._turn_back(decided.decision, decided.reason)
+            self._turn_back(decided.decision, decided.reasons)
         if self._progress.phase == PROMOTING:
             self._promote()
         if self._progress.phase == ROLLING_BACK:
@@ -136,7 +137,9 @@ class Rollout:
     # Where it stands
 
     def _goes_on(self, earlier: Progress, state: ServingState) -> bool:
-        """Whether to take up an unfinished rollout of the same version."""
+        """Whether to take up an unfinished rollout of the same version, or to begin anew."""
+        if earlier.phase == WATCHING and not _serves(state.canary, earlier.digest):
+            return False
         if earlier.plan == self._plan.to_json() or earlier.phase in (PROMOTING, ROLLING_BACK):
             return True
         if _serves(state.canary, earlier.digest):
@@ -174,11 +177,17 @@ class Rollout:
             progress.phase, progress.decision, progress.outcome = FINISHED, FAIL, ROLLED_BACK
             return
         in_charge = champion.model if champion else None
+        if in_charge is None and state.stable is not None and _serves(state.stable, self._candidate.digest):
+            progress.reasons = ["the first version, and served already: there was nothing to compare with"]
+            progress.phase, progress.decision = PROMOTING, PASS
+            self._notes.write(progress)
+            return
         if state.stable is not None and (in_charge is None or in_charge.digest != state.stable.model.digest):
             called = f"version {in_charge.version}" if in_charge else "no version"
+            way_on = f"serve that first, with: modelyard serve {self._name}" if in_charge else "promote one with promote_model"
             raise TargetChanged(
                 f"version {state.stable.model.version} of {self._name!r} is served, but the registry's champion is {called}: "
-                f"serve the champion first, with: modelyard serve {self._name}"
+                f"{way_on}"
             )
         canary = state.canary
         if canary is not None and (canary.model.digest != self._candidate.digest or canary.share or canary.mirrored):
@@ -265,7 +274,7 @@ class Rollout:
                 pass
             self._event(f"Step {progress.step + 1} of {len(self._steps)}, {step}: passed.")
             progress.step += 1
-            progress.waited = progress.watched = 0.0
+            progress.waited, progress.watched, progress.held = 0.0, 0.0, False
             progress.samples, progress.failed = {STABLE: 0, CANARY: 0}, {STABLE: 0, CANARY: 0}
         self._conclude()
 
@@ -334,7 +343,7 @@ class Rollout:
         """The canary, if the versions that are served are those that this rollout left."""
         progress, stable, canary = self._progress, state.stable, state.canary
         if _serves(stable, progress.digest):
-            progress.phase, progress.decision, progress.outcome = FINISHED, INCONCLUSIVE, ROLLED_BACK
+            progress.phase, progress.decision = FINISHED, INCONCLUSIVE
             progress.reasons = ["somebody else put it in charge while it was on trial"]
             self._notes.write(progress)
             raise TargetChanged(
@@ -358,7 +367,7 @@ class Rollout:
         elapsed, self._last_look = now - self._last_look, now
         progress.waited += elapsed
         try:
-            state, counts = self._target.state(self._name), self._target.counts(self._name)
+            passed = self._see(step, elapsed)
         except NotAvailable as error:
             if not progress.unreachable:
                 self._event(f"The target cannot be reached: {error}")
@@ -369,6 +378,11 @@ class Rollout:
                 ) from error
             return False
         progress.unreachable = 0.0
+        return passed
+
+    def _see(self, step: Step, elapsed: float) -> bool:
+        progress = self._progress
+        state, counts = self._target.state(self._name), self._target.counts(self._name)
         canary = self._check_untouched(state)
         if _share_of(canary) != progress.in_force:
             if progress.share_differed:
@@ -386,8 +400,7 @@ class Rollout:
         self._notes.write(progress)
         self._say(step, seen)
         if reasons:
-            progress.reasons = reasons
-            raise _Decided(FAIL, "; ".join(reasons))
+            raise _Decided(FAIL, *reasons)
         return self._is_done(step)
 
     def _take_in(self, step: Step, counts: ArmCounts) -> dict[str, Increment]:
@@ -465,8 +478,12 @@ class Rollout:
         """Whether the step has lasted its time and seen its requests."""
         progress = self._progress
         missing = self._missing(step)
-        if progress.watched >= step.seconds and not missing:
-            return True
+        if progress.watched >= step.seconds:
+            if not missing:
+                return True
+            if not progress.held:
+                progress.held = True
+                self._event(f"Step {progress.step + 1} of {len(self._steps)}, {step}: held, for it has {missing}.")
         if progress.waited >= self._plan.deadline_seconds:
             raise _Decided(
                 INCONCLUSIVE,
@@ -493,21 +510,29 @@ class Rollout:
 
     # End
 
-    def _turn_back(self, decision: str, reason: str) -> None:
+    def _turn_back(self, decision: str, reasons: list[str]) -> None:
         progress = self._progress
-        progress.phase, progress.decision = ROLLING_BACK, decision
-        progress.reasons = progress.reasons or [reason]
-        self._event(f"{decision}: {reason}")
-        # Written first, so that whoever goes on after a kill rolls back and does not try once more.
-        self._notes.write(progress)
+        progress.phase, progress.decision, progress.reasons = ROLLING_BACK, decision, reasons
+        self._event(f"{decision}: {'; '.join(reasons)}")
+        # Written first, so that whoever goes on after a kill rolls back and does not try once more; but the canary goes anyway.
+        with suppress(NotAvailable):
+            self._notes.write(progress)
 
     def _promote(self) -> None:
         progress = self._progress
+        if not self._is_champion():
+            state = self._target.state(self._name)
+            arm = state.canary if _serves(state.canary, progress.digest) else state.stable
+            if arm is None or not _serves(arm, progress.digest):
+                self._turn_back(INCONCLUSIVE, ["somebody else took the canary away"])
+                return
+            if arm.failed:
+                self._turn_back(FAIL, [f"version {progress.version} failed: {arm.reason or 'no reason given'}"])
+                return
         try:
             before = promote_model(self._name, progress.version, progress.digest)
         except (PromotionRefused, VerificationFailed, InvalidInput) as error:
-            progress.reasons = []
-            self._turn_back(FAIL, f"the registry refused it: {error}")
+            self._turn_back(FAIL, [f"the registry refused it: {error}"])
             return
         try:
             self._insist(lambda: self._target.promote(self._name, progress.digest))

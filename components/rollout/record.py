@@ -40,6 +40,7 @@ class Progress:
         in_force: the share that is known to be in force.
         waited: seconds since the step began that a rollout was at work.
         watched: those of them in which both arms could be seen.
+        held: whether it has lasted its time and waits for requests.
         samples: by arm, requests of this step that say something about it.
         failed: by arm, those of them that failed.
         share_differed: whether another share than the one in force was seen at the last look.
@@ -66,6 +67,7 @@ class Progress:
     in_force: dict[str, Any] = field(default_factory=lambda: {"percent": 0, "mirror": False})
     waited: float = 0.0
     watched: float = 0.0
+    held: bool = False
     samples: dict[str, int] = field(default_factory=lambda: {STABLE: 0, CANARY: 0})
     failed: dict[str, int] = field(default_factory=lambda: {STABLE: 0, CANARY: 0})
     share_differed: bool = False

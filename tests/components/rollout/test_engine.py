@@ -82,6 +82,7 @@ def test_without_traffic_a_version_is_held_and_then_rolled_back_as_inconclusive(
     done = at.run()
     assert (done.decision, done.outcome) == ("inconclusive", "rolled_back")
     assert "0 of the 100 requests" in done.reasons[0]
+    assert sum("held" in event["text"] for event in done.events) == 1
     assert 600 <= at.time() - began < 700
     assert shares(at) == [5]
     assert at.in_charge == "1"
@@ -233,6 +234,15 @@ def test_another_version_in_charge_than_the_champion_is_refused_with_a_way_on(tr
     assert (at.in_charge, at.target.canary) == ("2", None)
 
 
+def test_a_version_in_charge_without_a_champion_is_promoted_only_if_it_is_the_one_asked_for(trial):
+    without_champion()
+    at = trial()
+    with pytest.raises(TargetChanged, match="promote_model"):
+        at.run("3")
+    assert at.run("1").decision == "pass"
+    assert (at.in_charge, named()["champion"]) == ("1", "1")
+
+
 def test_a_canary_of_somebody_else_is_refused_with_a_way_on(trial, laptop):
     at = trial()
     at.target.start_canary("fraud", laptop.versions["2"])
@@ -266,6 +276,23 @@ def test_a_version_that_was_judged_against_another_champion_is_not_even_started(
     assert (done.decision, done.outcome) == ("fail", "rolled_back")
     assert "judged against version 1" in done.reasons[0]
     assert "start_canary" not in at.target.calls
+
+
+def test_a_version_that_cannot_be_promoted_because_it_died_is_not_promoted(trial):
+    at = trial()
+
+    def die(*arguments):
+        at.target.canary.ready, at.target.canary.failed, at.target.canary.reason = False, True, "out of memory"
+
+    work = at.target.write_record
+    at.target.write_record = lambda name, record: (
+        work(name, record),
+        die() if (record["rollout"] or {}).get("phase") == "promoting" and at.target.canary else None,
+    )
+    done = at.run(**SHORT)
+    assert (done.decision, at.in_charge) == ("fail", "1")
+    assert "out of memory" in done.reasons[0]
+    assert named() == {"champion": "1"}
 
 
 def test_a_version_that_is_not_what_it_is_said_to_be_is_refused(trial, laptop):
@@ -308,6 +335,17 @@ def test_a_canary_that_somebody_took_away_ends_the_trial(trial):
     assert done.decision == "inconclusive"
     assert "took the canary away" in done.reasons[0]
     assert at.in_charge == "1"
+
+
+def test_a_stopped_rollout_whose_canary_is_gone_begins_anew(trial):
+    at = trial()
+    at.target.kill(60, before=True)
+    with pytest.raises(Killed):
+        at.run()
+    at.target.revive()
+    at.target.roll_back("fraud")
+    assert at.run(min_samples=101).decision == "pass"
+    assert shares(at)[-5:] == [5, 25, 50, 100, 100]
 
 
 def test_a_canary_that_somebody_put_in_its_place_is_left_alone(trial, laptop):
@@ -379,6 +417,14 @@ def test_a_canary_that_can_no_longer_be_watched_is_taken_away(trial):
     at.time.after(35, lambda: at.target.unreachable.add("counts"))
     done = at.run()
     assert (done.decision, done.outcome) == ("inconclusive", "rolled_back")
+    assert (at.in_charge, at.target.canary) == ("1", None)
+
+
+def test_a_canary_whose_notes_cannot_be_kept_is_taken_away(trial):
+    at = trial()
+    at.time.after(35, lambda: at.target.unreachable.add("write_record"))
+    with pytest.raises(NotAvailable):
+        at.run()
     assert (at.in_charge, at.target.canary) == ("1", None)
 
 
