@@ -13,7 +13,7 @@ from modelyard.components.serving.buckets import SCORE_EDGES
 
 _BUCKETS = len(SCORE_EDGES) + 1
 _PRIOR_ROWS = 20.0
-_BISECTIONS = 60
+_BISECTIONS = 50
 
 
 def reference_shift(reference_a: Sequence[int], reference_b: Sequence[int]) -> float:
@@ -106,24 +106,22 @@ class ScoreEvidence(AlwaysValidTest):
     def _bet(self, canary_share: np.ndarray, stable_share: np.ndarray, size: float, other_size: float) -> None:
         stable = (self._stable_below + 0.5) / (self._stable_rows + 1)
         canary = (self._canary_below + _PRIOR_ROWS * stable) / (self._canary_rows + _PRIOR_ROWS)
-        sign = np.where(canary >= stable, 1.0, -1.0)
-        beyond = np.abs(canary - stable) > self.allowed_shift
+        placed = np.flatnonzero(np.abs(canary - stable) > self.allowed_shift)
+        if not len(placed):
+            return
+        canary, stable = canary[placed], stable[placed]
+        canary_share, stable_share = canary_share[placed], stable_share[placed]
         # The nearest pair within the null has its shares allowed_shift apart, both between those that are bet on.
-        shift = sign * self.allowed_shift
+        shift = np.where(canary > stable, self.allowed_shift, -self.allowed_shift)
         low, high = np.minimum(stable, canary - shift), np.maximum(stable, canary - shift)
         for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            slope = size * (middle + shift - canary) / ((middle + shift) * (1 - middle - shift))
-            slope += other_size * (middle - stable) / (middle * (1 - middle))
-            low, high = np.where(slope < 0, middle, low), np.where(slope < 0, high, middle)
-        near = np.where(beyond, (low + high) / 2, 0.5)
-        shift = np.where(beyond, shift, 0.0)
-        canary, stable = np.where(beyond, canary, 0.5), np.where(beyond, stable, 0.5)
-        gain = size * (
+            near = (low + high) / 2
+            slope = size * (near + shift - canary) / ((near + shift) * (1 - near - shift))
+            slope += other_size * (near - stable) / (near * (1 - near))
+            low, high = np.where(slope < 0, near, low), np.where(slope < 0, high, near)
+        self._log_values[placed] += size * (
             xlogy(canary_share, canary / (near + shift)) + xlogy(1 - canary_share, (1 - canary) / (1 - near - shift))
-        )
-        gain += other_size * (xlogy(stable_share, stable / near) + xlogy(1 - stable_share, (1 - stable) / (1 - near)))
-        self._log_values += gain
+        ) + other_size * (xlogy(stable_share, stable / near) + xlogy(1 - stable_share, (1 - stable) / (1 - near)))
         self._failed = self._log_value() >= -math.log(self.alpha)
 
     def _log_value(self) -> float:
