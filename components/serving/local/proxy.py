@@ -304,15 +304,16 @@ class Proxy:
         version = content["version_info"]
 
         def decided() -> bool:
-            return self._in_force(path) == version or self._refusals() != refusals
+            return self._in_force(path) == version or self._refusals() > refusals
 
         settled = _wait(decided, time.monotonic() + 10)
         if settled and self._in_force(path) == version:
             return
-        said = self._said(start_of_log)
+        said = self._said(start_of_log) or "it says nothing of why"
         if before is not None:
             self._write_json(path, before)
-        raise NotAvailable(f"the proxy refuses its new configuration ({path}): {said or 'it says nothing of why'}")
+        problem = "refuses its new configuration" if settled else "did not take over its new configuration in time"
+        raise NotAvailable(f"the proxy {problem} ({path}): {said}")
 
     def _in_force(self, path: str) -> str | None:
         if path == envoy_config.ROUTES_FILE:
