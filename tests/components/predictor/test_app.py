@@ -48,7 +48,7 @@ def test_rows_are_answered_by_v1_as_the_model_scores_them(make_app, load, table,
 
 
 @given(st.data())
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_v1_answers_rows_and_refuses_everything_else(make_app, load, data):
     app = make_app()
     content = data.draw(
@@ -108,7 +108,7 @@ outputs = (
     st.binary(max_size=20),
     st.none() | st.sampled_from(["0", "5", "-1", "x", "99999", "9" * 30, "right"]),
 )
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 def test_v2_answers_tensors_and_refuses_everything_else(make_app, content, binary, length):
     text = json.dumps(content).encode()
     headers = JSON if length is None else {**JSON, "Inference-Header-Content-Length": length.replace("right", str(len(text)))}
