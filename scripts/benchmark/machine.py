@@ -36,12 +36,13 @@ _LIBRARIES = (
 
 
 def describe() -> dict[str, Any]:
-    """The machine: cores that this process may use, processor, memory in GiB, operating system."""
+    """The machine: cores that this process may use, processor, memory in GiB, operating system, and how busy it is now."""
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu": _processor(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

@@ -88,7 +88,7 @@ def as_markdown(outcomes: Sequence[Outcome], run: dict[str, Any]) -> str:
     machine, versions = run["machine"], run["versions"]
     lines = [
         f"Measured on {run['date'][:10]} on {machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']:g} GiB, "
-        f"Python {versions['python']}"
+        f"Python {versions['python']}, load {machine['load']:g} at the start"
         + (" with small sizes, which say nothing about speed." if run["quick"] else ".")
         + " Each pair was measured in turn, in fresh processes; medians.",
         "",

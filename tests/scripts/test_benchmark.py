@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from modelyard.scripts import cli
@@ -23,7 +24,7 @@ RUN = {
     "date": "2026-11-22T00:00:00+00:00",
     "revision": "abc",
     "quick": False,
-    "machine": {"cores": 2, "cpu": "A CPU", "memory_gib": 8.0, "system": "An OS"},
+    "machine": {"cores": 2, "cpu": "A CPU", "memory_gib": 8.0, "system": "An OS", "load": 0.5},
     "versions": {"python": "3.11.7"},
 }
 
@@ -50,6 +51,29 @@ def compute_in_a_child(clock):
     with clock:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return {"child": float(done.stdout)}
+
+
+def watch_a_child(clock):
+    grandchild = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ntime.sleep(60)"
+    child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {grandchild!r}])"
+    with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, start_new_session=True) as process:
+        clock.watch([process.pid])
+        own = time.process_time()
+        with clock:
+            process.stdout.readline()
+            while time.process_time() < own + 1:
+                pass
+        os.killpg(process.pid, signal.SIGKILL)
+    return {}
+
+
+def watch_what_has_ended(clock):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    clock.watch([process.pid])
+    with clock:
+        pass
+    return {}
 
 
 def fill_memory(clock):
@@ -86,6 +110,16 @@ def test_the_time_of_child_processes_counts_as_the_work_s(tmp_path):
     measured = measure(Task(compute_in_a_child, {}, HERE), tmp_path)
     # The system counts in ticks.
     assert measured.cpu_seconds >= measured.facts["child"] - 0.05
+
+
+def test_a_watched_server_s_time_counts_with_its_descendants_and_the_client_s_does_not(tmp_path):
+    measured = measure(Task(watch_a_child, {}, HERE), tmp_path)
+    assert 0.15 < measured.cpu_seconds < 0.9
+
+
+def test_a_watched_server_that_has_ended_is_no_measurement(tmp_path):
+    with pytest.raises(MeasurementFailed, match="has ended"):
+        measure(Task(watch_what_has_ended, {}, HERE), tmp_path)
 
 
 def test_the_peak_of_memory_is_the_process_s_own(tmp_path):
@@ -237,6 +271,26 @@ def test_every_component_of_the_pipeline_has_its_start_measured(tmp_path, scratc
     package = compiled.read(compiled.find("quickstart"))
     untried = set(compiled.component_names(compiled.load(package.text))) - components
     assert untried <= {"train_torch"}
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_a_request_s_cost_is_measured_in_every_protocol_and_nothing_is_left_running(tmp_path, scratch):
+    status, report, _ = _benchmark(tmp_path, "--only", "serve")
+    assert status == cli.OK
+    rows = _check(report, "serve")
+    for batch in ("one row", "100 rows"):
+        for form in ("V1 lists", "V1 dicts", "V2 JSON", "V2 binary"):
+            (judged,) = [row for row in rows if row["work"] == f"{batch} by {form}: CPU of a request" and row["target"]]
+            assert judged["measurements"]["modelyard"]["facts"]["sampled"] > 0
+    assert {row["peer_name"] for row in rows} >= {"FastAPI + orjson", "kserve", "mlflow models serve, MLflow frame"}
+    assert "load" in report["machine"]
+    # Every server had its files in there, and names them in its command line.
+    assert [process.info["cmdline"] for process in psutil.process_iter(["cmdline"]) if _names(process, scratch)] == []
+
+
+def _names(process, folder):
+    return any(str(folder) in word for word in process.info["cmdline"] or ())
 
 
 def test_a_demo_s_seconds_are_shown(tmp_path):
