@@ -33,6 +33,8 @@ class _Server(BaseHTTPRequestHandler):
     """Scores a row by its first value, in whatever form it is asked, written from the protocols and not from the client."""
 
     protocol_version = "HTTP/1.1"
+    # Else the body of an answer waits for its head to be acknowledged.
+    disable_nagle_algorithm = True
     status, offset, chunked, closing = 200, 0.0, False, False
 
     def do_POST(self):
