@@ -26,14 +26,15 @@ from modelyard.components.serving.local.state import DesiredArm, ObservedArm
 
 MODULE = "modelyard.components.predictor"
 START_SECONDS = 120.0
-# A predictor that dies this often in a row without having been ready, or this often within the window, has failed.
+# A predictor that dies this often in a row without having been ready, or this often within the window, has failed, unless it
+# was in charge of live traffic: then it is started again for ever, ever more slowly.
 CRASHES = 5
 CRASH_WINDOW_SECONDS = 30.0
 # Without any answer for this long, checked this often in vain, it hangs.
 HUNG_SECONDS = 12.0
 _HUNG_CHECKS = 3
 _CHECK_TIMEOUT_SECONDS = 3.0
-_LONGEST_PAUSE_SECONDS = 8.0
+_LONGEST_PAUSE_SECONDS = 30.0
 _DRAIN_SECONDS = 30.0
 _END_SECONDS = 40.0
 _SETTLE_SECONDS = 1.0
@@ -54,6 +55,9 @@ class PredictorProcess:
         adopted: the process that runs for it already, if any.
         port: the port that it had before, if any.
         routed: whether live traffic may be routed to it already.
+
+    Attributes:
+        in_charge: whether it is the stable arm, which is not given up however often it crashes.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class PredictorProcess:
         self.state, self.reason, self.crashes = "starting", "", 0
         # Once it was ready it keeps its route while it is started again: the proxy sees for itself that it is not there.
         self.routed = routed
+        self.in_charge = False
         self._adopted = adopted
         self._folder = folder
         self._child: subprocess.Popen[bytes] | None = None
@@ -254,13 +259,16 @@ class PredictorProcess:
         often = len(self._recent) == CRASHES and now - self._recent[0] < CRASH_WINDOW_SECONDS
         how = _ending(status)
         _log.warning("%s ended by itself (%s)", self.arm.name, how)
-        if often or self._vain_starts >= CRASHES:
+        hopeless = often or self._vain_starts >= CRASHES
+        if hopeless and not (self.in_charge and self.routed):
             self._fail(f"it crashed {self.crashes} times, last {how}{self._last_words()}")
             return
         # The first time at once; then ever more slowly, so that a model that cannot run does not take the machine.
-        soon = sum(now - at < CRASH_WINDOW_SECONDS for at in self._recent) - 1
-        self._next_start = now + (min(0.25 * 2**soon, _LONGEST_PAUSE_SECONDS) if soon else 0.0)
+        again = max(sum(now - at < CRASH_WINDOW_SECONDS for at in self._recent) - 1, self._vain_starts)
+        self._next_start = now + (min(0.25 * 2**again, _LONGEST_PAUSE_SECONDS) if again else 0.0)
         self.state, self.reason = "restarting", f"it crashed ({how}) and is started again"
+        if hopeless:
+            self.reason += f", for the {self.crashes}th time{self._last_words()}"
 
     def _fail(self, reason: str) -> None:
         _log.error("%s has failed: %s", self.arm.name, reason)
@@ -294,7 +302,7 @@ class PredictorProcess:
 # What a predictor takes over from the supervisor's environment: where programs and libraries are found, and how the object
 # store of the prediction log is reached. Everything else is left out.
 _KEPT = frozenset(("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH"))
-_KEPT_PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST", "SSL_CERT_", "COVERAGE_")
+_KEPT_PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 def status_file(folder: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ could be lost. If it dies, the predictors and the proxy go on answering; the nex
 import argparse
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -49,7 +50,7 @@ LOCK_FILE = "supervisor.lock"
 _TICK_SECONDS = 0.1
 _CHECK_SECONDS = 2.0
 _HOUSEKEEPING_SECONDS = 15.0
-_PROXY_PAUSE_SECONDS = 1.0
+_PAUSE_SECONDS = 1.0
 _KEPT_LOGS = 20
 
 _log = logging.getLogger("supervisor")
@@ -77,7 +78,7 @@ class Supervisor:
         self._proxy: Proxy | None = None
         self._proxy_port = 0
         self._envoy: ProcessIdentity | None = None
-        self._next_proxy_try = 0.0
+        self._next_proxy_try = self._next_housekeeping = 0.0
         before = read_observed(folder)
         self._observed_before = before
         self._routes = dict(before.routes)
@@ -95,27 +96,34 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, self._end)
         threading.Thread(target=self._check_health, daemon=True).start()
-        next_housekeeping = 0.0
         while not self._asked_to_end:
             if self._folder_is_gone():
                 _log.warning("%s is gone: everything is ended", self._folder)
                 self._end_all()
                 return
-            self._read_desired()
-            if self._state_seen is not None:
-                if not self._desired.running:
+            try:
+                self._read_desired()
+                if self._state_seen is not None and not self._desired.running:
                     _log.info("asked to stop")
                     self._end_all()
                     self._in_force = self._desired.generation
                     self._tell()
                     return
-                self._reconcile()
-            self._tell()
-            if time.monotonic() >= next_housekeeping:
-                self._keep_house()
-                next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
+                self._step()
+            except OSError as error:
+                # Such as a full disk, or a folder that is just being removed: the next look may find it otherwise.
+                _log.error("cannot go on: %s", error)
+                time.sleep(_PAUSE_SECONDS)
             time.sleep(_TICK_SECONDS)
         _log.info("asked to end: predictors and proxy go on")
+
+    def _step(self) -> None:
+        if self._state_seen is not None:
+            self._reconcile()
+        self._tell()
+        if time.monotonic() >= self._next_housekeeping:
+            self._keep_house()
+            self._next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
 
     def _end(self, *_: object) -> None:
         self._asked_to_end = True
@@ -176,6 +184,7 @@ class Supervisor:
                 wanted[arm.name] = arm
                 if arm.name not in self._arms:
                     self._arms[arm.name] = PredictorProcess(arm, name, self._folder)
+                self._arms[arm.name].in_charge = arm == model.stable
         for arm_name, process in self._arms.items():
             if arm_name in wanted:
                 process.watch()
@@ -194,20 +203,20 @@ class Supervisor:
             route = self._wanted_route(name, model)
             if route is not None:
                 wanted[name] = route
-        routes = [self._proxy_route(name, route) for name, route in sorted(wanted.items())]
         alive = self._envoy is not None and self._proxy_port == self._desired.port and self._envoy.alive()
         if not alive:
             self._healthy.clear()
-        if alive and routes == self._applied:
-            self._in_force = self._desired.generation
-            return
         if time.monotonic() < self._next_proxy_try:
             return
         try:
+            routes = [self._proxy_route(name, route) for name, route in sorted(wanted.items())]
+            if alive and routes == self._applied:
+                self._in_force = self._desired.generation
+                return
             self._apply(routes, alive=alive)
         except (ModelyardError, OSError) as error:
             _log.error("the proxy does not do as it should: %s", error)
-            self._problem, self._next_proxy_try = error, time.monotonic() + _PROXY_PAUSE_SECONDS
+            self._problem, self._next_proxy_try = error, time.monotonic() + _PAUSE_SECONDS
             return
         self._problem = None
         if wanted != self._routes:
@@ -313,6 +322,13 @@ class Supervisor:
         for log in logs[_KEPT_LOGS:]:
             if log.stem not in self._arms:
                 log.unlink(missing_ok=True)
+        # What supervisors left that were killed, or stopped.
+        for status in (self._folder / "arms").glob("*.json"):
+            if status.stem not in self._arms:
+                status.unlink(missing_ok=True)
+        for scratch in (self._folder / "scratch").iterdir():
+            if scratch.name not in self._arms:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _described(name: str, route: ObservedRoute) -> str:

@@ -31,7 +31,7 @@ from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable, VerificationFailed
 from modelyard.components.serving.local.metrics import PredictorMetrics, read_metrics
 from modelyard.components.serving.local.predictor_process import START_SECONDS, end_predictors, get
-from modelyard.components.serving.local.processes import ProcessIdentity, spawn_detached
+from modelyard.components.serving.local.processes import ProcessIdentity, identify, spawn_detached
 from modelyard.components.serving.local.proxy import BackendCounts, Proxy
 from modelyard.components.serving.local.state import (
     PROXY_FOLDER,
@@ -63,13 +63,17 @@ _ALIVE_SECONDS = 1.0
 _START_AGAIN_SECONDS = 5.0
 # Settings that a predictor gets as they are where its arm is asked for, so that a supervisor that somebody else starts
 # later trusts the same signatures and writes the same log. None of them is a secret.
-_SETTINGS = (
-    "MODELYARD_TRUST",
+_PATHS = (
     "MODELYARD_TRUSTED_CERTIFICATES",
-    "MODELYARD_TRUSTED_IDENTITY",
-    "MODELYARD_TRUSTED_ISSUER",
     "MODELYARD_SIGSTORE_TRUST_CONFIG",
     "MODELYARD_MODEL_STORE",
+    "MODELYARD_PREDICTION_LOG",
+)
+_SETTINGS = (
+    *_PATHS,
+    "MODELYARD_TRUST",
+    "MODELYARD_TRUSTED_IDENTITY",
+    "MODELYARD_TRUSTED_ISSUER",
     "MODELYARD_PREDICTION_LOG_SECONDS",
     "MODELYARD_MAX_REQUEST_BYTES",
     "MODEL_THRESHOLD",
@@ -386,8 +390,12 @@ class LocalTarget:
 
     def _new_arm(self, model_name: str, model: ServedModel) -> DesiredArm:
         name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{model_name}-v{model.version}") + f"-{secrets.token_hex(3)}"
-        environment = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
-        environment["MODELYARD_PREDICTION_LOG"] = os.environ.get("MODELYARD_PREDICTION_LOG", str(self._home / "predictions"))
+        environment = {"MODELYARD_PREDICTION_LOG": str(self._home / "predictions")}
+        environment |= {variable: os.environ[variable] for variable in _SETTINGS if variable in os.environ}
+        for variable in _PATHS:
+            if (value := environment.get(variable, "")) and "://" not in value:
+                # A predictor has another current folder.
+                environment[variable] = str(Path(value).expanduser().resolve())
         if environment.get("MODELYARD_TRUST", "key") == "key":
             environment["MODELYARD_VERIFICATION_KEY"] = str(self._verification_key())
         directory, refused = "", ""
@@ -599,6 +607,9 @@ def _arm(arm: DesiredArm, observed: Observed, desired: Desired, share: int, *, m
     if not desired.running:
         return Arm(arm.model, 0, ready=False, reason="serving is stopped; modelyard serve brings it back")
     found = observed.arms.get(arm.name) or ObservedArm("failed" if arm.refused else "starting", arm.refused)
+    if found.state == "ready" and identify(found.pid) is None:
+        # It died since the supervisor looked.
+        found = replace(found, state="restarting")
     ready = found.state == "ready"
     return Arm(
         arm.model,

@@ -77,6 +77,21 @@ def test_one_that_crashes_again_and_again_after_it_was_ready_fails(start):
     assert process.crashes == predictor_process.CRASHES
 
 
+def test_one_that_is_in_charge_is_never_given_up(start):
+    process = start("once", routed=True)
+    process.in_charge = True
+
+    def ask():
+        if process.state == "ready" and process.pid and identify(process.pid):
+            get(process.port, "/", timeout=5)
+        return process.crashes > predictor_process.CRASHES
+
+    watch(process, ask)
+    assert process.state == "restarting"
+    assert "6th time" in process.reason
+    watch(process, lambda: process.state == "ready")
+
+
 def test_one_that_dies_is_started_again_on_its_port_where_connections_wait_for_it(start):
     process = start("serve")
     watch(process, lambda: process.state == "ready")
