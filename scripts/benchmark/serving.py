@@ -100,7 +100,7 @@ def _measure(setting: Setting) -> list[Row]:
     ]
 
 
-FIGURE = Figure("serve", "Serving", _measure, needs=("fastapi", "kserve", "mlflow", "psutil", "uvicorn"))
+FIGURE = Figure("serve", "Serving", _measure, needs=("envoy", "fastapi", "kserve", "mlflow", "psutil"))
 
 
 def _commands(folder: Path) -> dict[str, tuple[Callable[[int], Sequence[str]], str]]:
