@@ -10,7 +10,7 @@ import os
 import sys
 
 from modelyard.components.errors import InvalidInput
-from modelyard.components.lean_imports import treat_process_as_step
+from modelyard.components.lean_imports import left_out, treat_process_as_step
 from modelyard.components.predictor.configuration import Configuration
 from modelyard.components.predictor.status import StatusFile
 
@@ -41,6 +41,9 @@ def main() -> int:
     from modelyard.components.predictor.lean_kserve import import_kserve_model
 
     import_kserve_model()
+    # A signer by AWS comes with the library that verifies signatures, and is of no use here.
+    with left_out("boto3"):
+        import model_signing  # noqa: F401
     from modelyard.components.predictor.served_model import ServedModel
     from modelyard.components.predictor.server import CALLED_WRONGLY, Predictor, listen
 

@@ -2,7 +2,7 @@
 
 | variable | means | default |
 |---|---|---|
-| ``MODEL_VERSION`` | version in the registry, which metrics and answers name | start of the digest |
+| ``MODEL_VERSION`` | version in the registry, which metrics and answers name | ``unversioned`` |
 | ``MODEL_DIGEST`` | digest that the model must have | any digest, if it is signed |
 | ``MODEL_THRESHOLD`` | score at or above which the decision is 1, from 0 to 1 | the model's own |
 | ``MODELYARD_PREDICTION_LOG`` | folder, ``s3://`` or ``gs://`` prefix of the prediction log | no log |
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from modelyard.components.errors import InvalidInput
 from modelyard.components.predictions.layout import check_version
 
+UNVERSIONED = "unversioned"
 DEFAULT_MAX_REQUEST_BYTES = 10 * 2**20
 
 
@@ -25,14 +26,14 @@ class Configuration:
     """Settings of one predictor, checked.
 
     Attributes:
-        version: version in the registry; empty if not given.
+        version: version in the registry, or what stands for none.
         digest: digest that the model must have (``blake3:…``); empty to accept any.
         threshold: overrides the model's own; None if not given.
         prediction_log: where predictions are logged; empty for no log.
         max_request_bytes: largest body that is read.
     """
 
-    version: str = ""
+    version: str = UNVERSIONED
     digest: str = ""
     threshold: float | None = None
     prediction_log: str = ""
@@ -56,7 +57,7 @@ class Configuration:
 
 def _version(text: str) -> str:
     try:
-        return text and check_version(text)
+        return check_version(text) if text else UNVERSIONED
     except InvalidInput as error:
         raise InvalidInput("MODEL_VERSION", text, error.remedy) from error
 

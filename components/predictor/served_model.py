@@ -112,7 +112,7 @@ class ServedModel(Model):
         threshold = self._configuration.threshold
         self.loaded = LoadedModel(
             name=self.name,
-            version=self._configuration.version or digest.removeprefix("blake3:")[:12],
+            version=self._configuration.version,
             digest=digest,
             threshold=scorer.spec.threshold if threshold is None else threshold,
             scorer=scorer,

@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,8 @@ from modelyard.components.storage.files import write_text
 State = Literal["starting", "ready", "failed", "draining"]
 TERMINATION_LOG = Path("/dev/termination-log")
 _TERMINATION_LOG_BYTES = 4096
+
+logger = logging.getLogger("modelyard.predictor")
 
 
 class StatusFile:
@@ -31,7 +34,16 @@ class StatusFile:
         self.port = 0
 
     def write(self, state: State, reason: str = "") -> None:
-        """Says the state, and why: why it failed, or why the last reload was refused."""
+        """Says the state, and why: why it failed, or why the last reload was refused.
+
+        A file that cannot be written is told in the log: whatever the predictor does meanwhile is more important.
+        """
+        try:
+            self._write(state, reason)
+        except OSError as error:
+            logger.warning("the state %s cannot be told in %s: %s", state, self._path, error)
+
+    def _write(self, state: State, reason: str) -> None:
         if self._path is not None:
             content = {
                 "state": state,

@@ -5,7 +5,7 @@ from modelyard.components.predictor.configuration import Configuration
 
 
 def test_nothing_has_to_be_configured():
-    assert Configuration.from_environment() == Configuration("", "", None, "", 10 * 2**20)
+    assert Configuration.from_environment() == Configuration("unversioned", "", None, "", 10 * 2**20)
 
 
 def test_what_the_environment_says_is_taken(monkeypatch):
