@@ -78,7 +78,7 @@ class CheckedTraffic:
         answer = connection.getresponse()
         content = answer.read()
         if answer.status != 200:
-            raise ConnectionError(f"{answer.status} {content[:80].decode(errors='replace')}")
+            raise ConnectionError(f"{answer.status} {content[:300].decode(errors='replace')}")
         version = answer.headers["x-model-version"]
         score = json.loads(content)["predictions"][0]["probability"]
         return version, abs(score - self._expected[version][row]) < TOLERANCE

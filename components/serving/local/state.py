@@ -129,12 +129,14 @@ class Observed:
         generation: of the last state that is in force but for arms that are not ready.
         tried: generation of the last state that was read.
         supervisor: who wrote this.
+        proxy: Envoy, when it was last seen.
         problem: why what is wanted cannot be done, as ``describe_problem`` gives it; None if nothing hinders.
     """
 
     generation: int = 0
     tried: int = 0
     supervisor: ProcessIdentity | None = None
+    proxy: ProcessIdentity | None = None
     arms: dict[str, ObservedArm] = field(default_factory=dict)
     routes: dict[str, ObservedRoute] = field(default_factory=dict)
     problem: dict[str, str] | None = None
@@ -175,6 +177,7 @@ def read_observed(folder: Path) -> Observed:
             int(content["generation"]),
             int(content["tried"]),
             ProcessIdentity.from_json(content["supervisor"]),
+            ProcessIdentity.from_json(content["proxy"]) if content["proxy"] else None,
             {name: ObservedArm(**arm) for name, arm in content["arms"].items()},
             {name: ObservedRoute(**route) for name, route in content["routes"].items()},
             content["problem"],

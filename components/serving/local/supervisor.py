@@ -291,6 +291,7 @@ class Supervisor:
             self._in_force,
             self._desired.generation,
             self._myself,
+            self._envoy,
             {name: self._seen(name) for name in self._arms},
             self._routes,
             describe_problem(self._problem) if self._problem else None,

@@ -610,6 +610,8 @@ def _arm(arm: DesiredArm, observed: Observed, desired: Desired, share: int, *, m
     if found.state == "ready" and identify(found.pid) is None:
         # It died since the supervisor looked.
         found = replace(found, state="restarting")
+    elif found.state == "ready" and share and not (observed.proxy and observed.proxy.alive()):
+        found = replace(found, state="restarting", reason="the proxy is being started again")
     ready = found.state == "ready"
     return Arm(
         arm.model,

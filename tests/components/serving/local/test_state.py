@@ -84,6 +84,7 @@ def test_what_was_seen_comes_back_and_counts_as_nothing_if_it_cannot_be_read(tmp
         5,
         6,
         ProcessIdentity(7, "boot/8", "python -m supervisor"),
+        ProcessIdentity(8, "boot/9", "envoy -c bootstrap.json"),
         {"fraud-v1-abc": ObservedArm("ready", "", 40001, 9, 1)},
         {"fraud": ObservedRoute("fraud-v1-abc", "fraud-v2-def", 5, True)},
         {"message": "no"},
