@@ -52,6 +52,20 @@ def _run(code, **variables):
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment).stdout
 
 
+def test_a_server_of_our_own_counts_as_a_step():
+    code = """
+from modelyard.components.lean_imports import left_out, treat_process_as_step
+treat_process_as_step()
+with left_out("colorsys"):
+    try:
+        import colorsys
+    except ModuleNotFoundError:
+        print("missing")
+import colorsys
+"""
+    assert _run(code) == "missing\n"
+
+
 _SCORE = """
 import sys
 import numpy as np

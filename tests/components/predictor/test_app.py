@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modelyard.components.predictor.served_model import LoadedModel
 from tests.components.predictor.processes import call
 
 V1 = "/v1/models/fraud:predict"
@@ -392,6 +393,19 @@ def test_a_request_keeps_its_name_unless_it_would_not_do_in_a_header(make_app, h
         assert reply.headers["x-request-id"] != call(make_app(), "POST", V1, BODY, JSON).headers["x-request-id"]
     else:
         assert reply.headers["x-request-id"] == called
+
+
+def test_a_failure_of_ours_is_answered_counted_and_logged(make_app, monkeypatch, caplog):
+    def fail(self, matrix):
+        raise RuntimeError("out of order")
+
+    app = make_app()
+    monkeypatch.setattr(LoadedModel, "decide", fail)
+    reply = call(app, "POST", V1, BODY, JSON)
+    assert reply.status == 500
+    assert reply.json == {"error": "the server failed (RuntimeError); its log says why"}
+    assert "out of order" in caplog.text
+    assert 'status="500",version="7"} 1.0' in call(app, "GET", "/metrics").body.decode()
 
 
 def test_a_client_that_goes_away_is_neither_answered_nor_counted(make_app):
