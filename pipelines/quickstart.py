@@ -26,6 +26,10 @@ def quickstart(
     training_parameters: dict = {},
     gates: dict = {},
     target: str = "registry",
+    rollout_steps: list = [5, 25, 50, 100],
+    bake_seconds: float = 10.0,
+    min_samples: int = 100,
+    deadline_seconds: float = 600.0,
     seed: int = 0,
 ) -> Released:
     """Simulates card transactions with frauds and releases a fraud model on them.
@@ -49,6 +53,10 @@ def quickstart(
         gates: Gates of the evaluation; empty for the defaults.
         target: registry makes an accepted model the champion at once and serves it nowhere; local rolls it out on this machine,
             which needs live traffic from the second model on; none leaves it the challenger.
+        rollout_steps: Percentages of the live traffic that it gets, one after another.
+        bake_seconds: Seconds that every step takes at least.
+        min_samples: Requests that it must have got in every step; without them it never passes.
+        deadline_seconds: Seconds after which a step without enough requests is given up, and the version taken back.
         seed: Seed of everything random.
 
     Returns:
@@ -89,6 +97,11 @@ def quickstart(
         limits="Simulated transactions after Le Borgne et al. (2022); not for real payments.",
         oversight="None needed: nothing acts on its scores.",
         target=target,
+        rollout_steps=rollout_steps,
+        bake_seconds=bake_seconds,
+        min_samples=min_samples,
+        look_seconds=1.0,
+        deadline_seconds=deadline_seconds,
         seed=seed,
     )
     return Released(

@@ -46,13 +46,15 @@ _PEERS: dict[str, tuple[str, ...]] = {
     "sign_model": ("model_signing", "model_signing.signing"),
     "register_model": _MLFLOW,
     "promote_model": _MLFLOW,
+    "rollout_model": (*_MLFLOW, "scipy.stats", "matplotlib.pyplot"),
     "record_refusal": _MLFLOW,
 }
 
 
 def _measure(setting: Setting) -> list[Row]:
     runs: list[tuple[str, dict[str, Any]]] = [("accepted", {"gates": _ACCEPTED})] * setting.size(3, 1) + [
-        ("refused", {"gates": _REFUSED})
+        ("refused", {"gates": _REFUSED}),
+        ("served", {"gates": _ACCEPTED, "target": "local", "bake_seconds": 0.0}),
     ]
     if importlib.util.find_spec("torch"):
         runs.append(("trained by torch", {"gates": _ACCEPTED, "trainer": "torch", "training_parameters": _SMALL_NETWORK}))
@@ -135,10 +137,16 @@ def _sum(imports: list[tuple[str, float, float]], peak: float) -> Measurement:
 def run_quickstart(clock: Clock, parameters: dict[str, Any]) -> dict[str, Any]:
     """Runs the compiled pipeline as ``modelyard run`` does; its steps write what they imported."""
     from modelyard.components import settings
+    from modelyard.components.serving.local.target import LocalTarget
     from modelyard.scripts import compiled
+    from modelyard.scripts.benchmark.servers import free_port
     from modelyard.scripts.local_run import run_pipeline
 
-    result = run_pipeline(compiled.find("quickstart"), parameters, settings.home())
+    os.environ["MODELYARD_SERVING_PORT"] = str(free_port())
+    try:
+        result = run_pipeline(compiled.find("quickstart"), parameters, settings.home())
+    finally:
+        LocalTarget().stop()
     if result.state != "succeeded":
         raise MeasurementFailed(f"{result.error}\n{result.tail}")
     return {"decision": result.decision}
