@@ -115,7 +115,8 @@ def _from_proc(pid: int) -> ProcessIdentity | None:
         command = (folder / "cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    if fields[0] in (b"Z", b"X"):
+    # A process on its way out loses its command first, and may look alive for a while longer.
+    if fields[0] in (b"Z", b"X") or not command:
         return None
     return ProcessIdentity(
         pid, f"{_boot()}/{fields[19].decode()}", command.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
