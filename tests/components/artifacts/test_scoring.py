@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -31,6 +32,23 @@ def test_few_rows_and_many_score_alike(model):
 
     oracle = xgboost.Booster(model_file=model / "model.ubj").predict(xgboost.DMatrix(matrix))
     np.testing.assert_array_equal(many, oracle)
+
+
+def test_threads_that_score_at_once_get_their_own_scores(model):
+    scorer = load_scorer(model)
+    matrices = [
+        np.random.default_rng(seed).normal(size=(1 + seed % 7, len(FEATURES))).astype(np.float32) for seed in range(200)
+    ]
+    expected = [scorer.score_matrix(matrix).tolist() for matrix in matrices]
+    with ThreadPoolExecutor(8) as pool:
+        assert [scores.tolist() for scores in pool.map(scorer.score_matrix, matrices * 5)] == expected * 5
+
+
+def test_what_xgboost_says_of_rows_that_it_cannot_score_is_raised(model):
+    import xgboost
+
+    with pytest.raises(xgboost.core.XGBoostError, match="Number of columns in data must equal"):
+        load_scorer(model)._engine.score(np.zeros((1, 5), np.float32))
 
 
 def test_columns_are_found_by_name(model):
