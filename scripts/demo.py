@@ -11,6 +11,7 @@ everything in the home: reports, signed models, the registry, and ``demo.json`` 
 import argparse
 import json
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import polars as pl
 from modelyard.components import settings
 from modelyard.components.artifacts.dataset import read_dataset
 from modelyard.components.features.simulated_repo import ENTITY_FEATURES, FEATURE_SERVICE, LABEL
-from modelyard.components.serving.local.target import LocalTarget
+from modelyard.components.serving.local.target import PORT_VARIABLE, LocalTarget
 from modelyard.components.storage.files import atomic_file, write_text
 from modelyard.scripts import cli, compiled
 from modelyard.scripts.local_run import RunResult, run_pipeline
@@ -98,16 +99,30 @@ def main(words: Sequence[str]) -> int:
     home = Path(arguments.home or settings.home()).expanduser().resolve()
     os.environ["MODELYARD_HOME"] = str(home)
     target = LocalTarget(home)
+    # What was served before the demo is not the demo's to end.
+    keep_serving = arguments.keep_serving or target.health().wanted
+    _avoid_a_port_in_use(target)
     try:
         code = _demonstrate(home, arguments.seed, target)
-        if arguments.keep_serving:
+        if keep_serving:
             _print_how_to_call(home, target)
         return code
     except _Stopped as stopped:
         return 128 + stopped.result.signal if stopped.result.signal else cli.FAILED
     finally:
-        if not arguments.keep_serving:
+        if not keep_serving:
             target.stop()
+
+
+def _avoid_a_port_in_use(target: LocalTarget) -> None:
+    health = target.health()
+    if health.proxy or PORT_VARIABLE in os.environ:
+        return
+    try:
+        socket.create_server(("127.0.0.1", health.port)).close()
+    except OSError:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            os.environ[PORT_VARIABLE] = str(free.getsockname()[1])
 
 
 def _demonstrate(home: Path, seed: int, target: LocalTarget) -> int:

@@ -14,6 +14,7 @@ import pytest
 from modelyard.components.signing.verification import verify_model
 from modelyard.components.storage.files import PARTIAL
 from tests.pipelines.test_release import versions
+from tests.support.processes import processes_of
 
 
 def _command(home, parameters):
@@ -37,17 +38,6 @@ def _kill_after(seconds, home, parameters):
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
-
-
-def _processes_of(home):
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"MODELYARD_HOME={home}".encode() in entry.read_bytes().split(b"\0"):
-                found.append(entry.parent.name)
-        except OSError:
-            continue
-    return found
 
 
 def _check_whole(home):
@@ -75,9 +65,9 @@ def _kill_and_rerun(kills, tmp_path, parameters, monkeypatch):
     for _ in range(kills):
         _kill_after(moments.uniform(0.1, duration), home, parameters)
         deadline = time.monotonic() + 10
-        while _processes_of(home) and time.monotonic() < deadline:
+        while processes_of(home) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not _processes_of(home)
+        assert not processes_of(home)
         duration = _finish(home, parameters)
         _check_whole(home)
 

@@ -8,12 +8,14 @@ import pytest
 
 from modelyard.components.signing.verification import verify_model
 from modelyard.scripts import demo
+from tests.pipelines.test_release import versions
+from tests.support.processes import processes_of
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_demo_promotes_two_models_and_writes_down_what_happened(tmp_path, monkeypatch):
+def test_the_demo_promotes_two_models_rolls_back_a_broken_one_and_leaves_nothing_running(tmp_path, monkeypatch):
     home = tmp_path / "home"
     elsewhere = tmp_path / "empty"
     elsewhere.mkdir()
@@ -27,18 +29,50 @@ def test_the_demo_promotes_two_models_and_writes_down_what_happened(tmp_path, mo
 
     told = json.loads((home / "demo.json").read_text())
     assert told["transactions"] >= 300_000
-    assert [release["version"] for release in told["releases"]] == ["1", "2"]
-    assert [release["outcome"] for release in told["releases"]] == ["promoted", "promoted"]
+    assert [release["version"] for release in told["releases"]] == ["1", "2", "3"]
+    assert [release["outcome"] for release in told["releases"]] == ["promoted", "promoted", "rolled_back"]
     for release in told["releases"]:
         assert {"pr_auc", "roc_auc", "recall_at_precision", "brier"} <= set(release["metrics"])
         monkeypatch.setenv("MODELYARD_HOME", str(home))
         verified = verify_model(release["model_dir"], model_name=told["model_name"], digest=release["digest"])
         assert verified.model_digest == release["digest"]
+        assert {"evaluation", "model_card", "rollout"} <= set(release["reports"])
         for report in release["reports"].values():
             assert report in finished.stdout
             assert Path(report).read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
     assert told["seconds"]["release_2.train_xgboost"] > 0
+
+    # The broken version failed what it was given; nobody else failed anything, the proxy included.
+    requests = told["requests"]
+    assert set(requests) == {"1", "2", "3"}
+    assert requests["1"]["sent"] > 100 < requests["2"]["sent"]
+    assert requests["1"]["failed"] == requests["2"]["failed"] == 0
+    assert 0 < requests["3"]["failed"] == requests["3"]["sent"] < 200
+    found, aliases = versions(home, told["model_name"])
+    assert aliases["champion"] == "2"
+    assert aliases["previous"] == "1"
+    assert "challenger" not in aliases
+    assert "rejected" in found[2].tags["rejected_reason"].lower()
+    assert not processes_of(home)
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.slow
+def test_a_demo_that_keeps_serving_prints_a_line_that_gets_an_answer(tmp_path):
+    home = tmp_path / "home"
+    finished = subprocess.run(
+        [ROOT / "scripts" / "demo", "--home", home, "--keep-serving"], check=False, capture_output=True, text=True
+    )
+    try:
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        (line,) = [line for line in finished.stdout.splitlines() if line.strip().startswith("curl ")]
+        answer = subprocess.run(line, shell=True, check=True, capture_output=True, text=True)
+        (prediction,) = json.loads(answer.stdout)["predictions"]
+        assert 0 <= prediction["probability"] <= 1
+        assert prediction["decision"] in (0, 1)
+    finally:
+        subprocess.run([ROOT / ".venv" / "bin" / "modelyard", "stop", "--home", home], check=True, capture_output=True)
+    assert not processes_of(home)
 
 
 def test_every_demo_has_a_model_name_of_its_own(tmp_path):
