@@ -39,6 +39,7 @@ def _is_refused(reply, *statuses):
     assert len(reply.json["error"]) > 20
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(valid_number, valid_number), min_size=1, max_size=30), st.booleans())
 def test_rows_are_answered_by_v1_as_the_model_scores_them(make_app, load, table, as_objects):
     instances = [dict(zip(NAMES, row)) if as_objects else row for row in table]
@@ -49,7 +50,7 @@ def test_rows_are_answered_by_v1_as_the_model_scores_them(make_app, load, table,
 
 
 @given(st.data())
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_v1_answers_rows_and_refuses_everything_else(make_app, load, data):
     app = make_app()
     content = data.draw(
@@ -66,6 +67,7 @@ def test_v1_answers_rows_and_refuses_everything_else(make_app, load, data):
         _is_refused(reply)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(valid_number, min_size=2, max_size=2), min_size=1, max_size=4),
     spoilt.filter(lambda bad: bad != 10**400),
@@ -109,7 +111,7 @@ outputs = (
     st.binary(max_size=20),
     st.none() | st.sampled_from(["0", "5", "-1", "x", "99999", "9" * 30, "right"]),
 )
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_v2_answers_tensors_and_refuses_everything_else(make_app, content, binary, length):
     text = json.dumps(content).encode()
     headers = JSON if length is None else {**JSON, "Inference-Header-Content-Length": length.replace("right", str(len(text)))}
@@ -118,12 +120,14 @@ def test_v2_answers_tensors_and_refuses_everything_else(make_app, content, binar
         _is_refused(reply)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([V1, V2]), st.binary(max_size=60), st.sampled_from(["", "{", '{"instances": [[1, 2]]}', "[" * 5000]))
 def test_bytes_that_are_not_json_are_refused(make_app, path, rest, beginning):
     reply = call(make_app(), "POST", path, beginning.encode() + b"\x00\xff" + rest, JSON)
     _is_refused(reply)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(valid_number, valid_number), min_size=1, max_size=20), st.sampled_from(["FP32", "FP64"]), st.data())
 def test_tensors_are_answered_alike_in_json_in_binary_and_by_feature(make_app, load, table, datatype, data):
     app = make_app()
@@ -240,6 +244,7 @@ def test_what_is_wrong_with_tensors_together_is_named(make_app, inputs, told):
     assert told in reply.json["error"]
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=40),
     st.integers(0, 40),
@@ -338,6 +343,7 @@ def test_another_model_or_version_is_not_found(make_app, path):
     assert "'spam'" in reply.json["error"] or "'8'" in reply.json["error"]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20).map(lambda rest: "/" + rest), st.sampled_from(["GET", "POST", "HEAD", "PUT"]))
 def test_an_unknown_path_is_not_found(make_app, path, method):
     if path not in ("/v2", "/v2/", "/metrics"):

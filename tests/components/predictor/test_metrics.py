@@ -2,7 +2,7 @@ import json
 from bisect import bisect_left
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -31,6 +31,7 @@ def _buckets(samples, name, edges):
     return np.diff(cumulative, prepend=0).tolist()
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(0, 1) | st.sampled_from(SCORE_EDGES), min_size=1, max_size=40), max_size=4))
 def test_scores_are_counted_in_the_buckets_that_a_rollout_compares(requests):
     metrics = Metrics("fraud", "1", "blake3:ab")
@@ -46,6 +47,7 @@ def test_scores_are_counted_in_the_buckets_that_a_rollout_compares(requests):
     assert samples["modelyard_decisions_total", "decision=0"] == sum(map(len, requests)) - flagged
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([200, 400, 500]), st.floats(0, 40) | st.sampled_from(LATENCY_EDGES)), max_size=10))
 def test_requests_are_counted_by_status_and_time(requests):
     metrics = Metrics("fraud", "1", "blake3:ab")

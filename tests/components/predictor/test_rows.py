@@ -3,7 +3,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelyard.components.artifacts.model import Feature, ModelSpec
@@ -30,6 +30,7 @@ def _oracle(features, table):
     return ModelSpec(features, "label", "model.ubj", 0.5).encode(pl.DataFrame(columns))
 
 
+@settings(deadline=None)
 @given(st.data(), st.sampled_from([NUMBERS, MIXED, NUMBERS[:1]]), st.booleans())
 def test_rows_become_the_matrix_that_training_encodes(data, features, as_objects):
     row = st.tuples(*(number if feature.categories is None else category for feature in features)).map(list)
@@ -42,6 +43,7 @@ def test_rows_become_the_matrix_that_training_encodes(data, features, as_objects
     assert len(rows) == len(table)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_columns_become_the_same_matrix_as_rows(data):
     table = data.draw(st.lists(st.tuples(number, st.none() | st.text(max_size=3), number), min_size=1, max_size=5))
