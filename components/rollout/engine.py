@@ -254,9 +254,17 @@ class Rollout:
         self._target.promote(self._name, champion.model.digest)
 
     def _start_arm(self, model: ServedModel) -> Arm | None:
+        """The arm once it is ready or has failed; None if it was taken away. One that has just died may be on its way back."""
         self._target.start_canary(self._name, model)
-        arm = self._target.state(self._name).canary
-        return arm if _serves(arm, model.digest) else None
+        waited = 0.0
+        while True:
+            arm = self._target.state(self._name).canary
+            if arm is None or not _serves(arm, model.digest):
+                return None
+            if arm.ready or arm.failed or waited >= self._plan.limits.ready_grace_seconds:
+                return arm
+            self._sleep(self._plan.look_seconds)
+            waited += self._plan.look_seconds
 
     # Watch
 

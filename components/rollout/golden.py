@@ -17,7 +17,8 @@ from modelyard.components.artifacts.scoring import GOLDEN_TOLERANCE
 from modelyard.components.errors import NotAvailable
 
 _TIMEOUT_SECONDS = 30
-_ATTEMPTS = 3
+# A predictor that was killed at this very moment is back by then.
+_ATTEMPTS, _PAUSE_SECONDS = 6, 2.0
 
 
 def golden_fault(url: str, model_name: str, directory: Path, sleep: Callable[[float], None] = time.sleep) -> str:
@@ -42,7 +43,7 @@ def golden_fault(url: str, model_name: str, directory: Path, sleep: Callable[[fl
     fault = ""
     for attempt in range(_ATTEMPTS):
         if attempt:
-            sleep(1.0)
+            sleep(_PAUSE_SECONDS)
         try:
             return _compare(_ask(url, f"/v2/models/{model_name}/infer", body), golden["scores"])
         except NotAvailable as error:

@@ -146,6 +146,19 @@ def test_a_version_that_dies_half_way_is_rolled_back(trial):
     assert at.in_charge == "1"
 
 
+def test_a_version_that_is_back_in_a_moment_is_waited_for_before_it_begins(trial):
+    at = trial(seed=1)
+    start = at.target.start_canary
+
+    def start_and_die(*arguments):
+        start(*arguments)
+        at.target.canary.ready = False
+        at.time.after(15, lambda: setattr(at.target.canary, "ready", True))
+
+    at.target.start_canary = start_and_die
+    assert at.run().decision == "pass"
+
+
 @pytest.mark.parametrize(("seconds", "decision"), [(20, "pass"), (60, "fail")])
 def test_a_version_may_be_not_ready_for_a_moment_only(trial, seconds, decision):
     at = trial(rate=2.0)
