@@ -24,7 +24,7 @@ def test_as_pipeline_steps_a_version_is_rolled_out_under_live_traffic_and_rolled
     target.restore("fraud", laptop.versions["1"])
     model = laptop.versions["3"]
     folders = {version: Path(model.uri) for version, model in laptop.versions.items()}
-    with CheckedTraffic(target.state("fraud").url, folders, pause=0.02) as traffic:
+    with CheckedTraffic(target.state("fraud").url, folders, threads=1, pause=0.01) as traffic:
         rolled_out = run_component(
             rollout_model,
             tmp_path / "rollout",
