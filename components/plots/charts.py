@@ -101,8 +101,9 @@ def line_chart(
                 linestyle=(0, (4, 2)) if line.dashed else "-",
                 label=line.label,
             )
-            if line.mark:
-                axes.plot(*line.mark, marker="o", markersize=6, color=COLOURS[line.colour], markeredgewidth=0)
+            # A curve of one point would not be seen.
+            if mark := line.mark or ((line.x[0], line.y[0]) if len(line.x) == 1 else None):
+                axes.plot(*mark, marker="o", markersize=6, color=COLOURS[line.colour], markeredgewidth=0)
         _limits(axes, x_range, y_range)
         axes.set(xlabel=x_label, ylabel=y_label)
         _legend(axes, len(lines))

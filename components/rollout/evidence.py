@@ -99,9 +99,11 @@ class Evidence:
         if name == SCORES:
             return f"Scores: their distribution is {found} from the stable version's, allowed are {self.allowed_shift:.3g}"
         allowed = self.limits.max_failure_ratio if name == FAILED else self.limits.max_rejected_ratio
-        what = TITLES[name].lower().removesuffix("s")
-        times = f"{found} times the stable version's [{low}, {high}]"
-        return f"{TITLES[name]}: the odds of a {what} are {times}, allowed are {allowed:g}"
+        bad = self._failed if name == FAILED else self._rejected
+        return (
+            f"{TITLES[name]}: {bad.canary_bad:,} of {bad.canary_total:,}, while the stable version had {bad.stable_bad:,} of "
+            f"{bad.stable_total:,}; the odds are {found} times as high [{low}, {high}], allowed are {allowed:g}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All they know, ready for JSON, exactly."""

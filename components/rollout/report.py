@@ -157,13 +157,15 @@ def _evidence_figures(evidence: Evidence, progress: Progress) -> list[Figures]:
     points = [point for point in progress.timeline if point["log_e"]]
     if not points:
         return []
-    unit, minutes = _times(progress, points)
+    unit, times = _times(progress, points)
+    # Before the first look every e-value is 1.
+    times = np.append(0.0, times)
     figures = []
     for name, test in evidence.tests.items():
-        values = np.array([point["log_e"][name] for point in points]) / math.log(10)
+        values = np.append(0.0, [point["log_e"][name] for point in points]) / math.log(10)
         bound = math.log10(test.threshold)
-        boundary = Line(f"Boundary, {test.threshold:g}", minutes[[0, -1]], np.array([bound, bound]), "bad", dashed=True)
-        curve = Line("e-value", minutes, values, "first", mark=(minutes[-1], values[-1]))
+        boundary = Line(f"Boundary, {test.threshold:g}", times[[0, -1]], np.array([bound, bound]), "bad", dashed=True)
+        curve = Line("e-value", times, values, "first", mark=(times[-1], values[-1]))
         drawing = line_chart(
             [curve, boundary],
             x_label=unit,

@@ -46,8 +46,8 @@ def test_a_good_version_gets_its_steps_one_after_another_and_is_promoted(trial):
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        (Behaviour(failing=0.05), "odds of a failed request"),
-        (Behaviour(rejecting=0.1), "odds of a rejected request"),
+        (Behaviour(failing=0.05), "Failed requests: "),
+        (Behaviour(rejecting=0.1), "Rejected requests: "),
         (Behaviour(latency=0.04), "Latency"),
         (Behaviour(score=0.0), "Scores"),
         (Behaviour(failing=0.9), "burst of failures"),

@@ -33,8 +33,8 @@ def test_the_tests_together_spend_no_more_than_alpha():
 @pytest.mark.parametrize(
     ("change", "name", "words"),
     [
-        ({"failing": 0.2}, FAILED, "odds of a failed request"),
-        ({"rejecting": 0.2}, REJECTED, "odds of a rejected request"),
+        ({"failing": 0.2}, FAILED, "Failed requests: "),
+        ({"rejecting": 0.2}, REJECTED, "Rejected requests: "),
         ({"seconds": 0.05}, LATENCY, "at the 95th percentile"),
         ({"score": 0.0}, SCORES, "from the stable version's, allowed are 0.1"),
     ],
