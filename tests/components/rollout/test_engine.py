@@ -481,7 +481,7 @@ def test_a_rejection_that_the_registry_could_not_be_told_is_made_by_the_next_rol
     assert named() == {"champion": "1", "challenger": "3"}
     at.run("1")
     assert named() == {"champion": "1"}
-    assert "failed request" in rejected() or "burst" in rejected()
+    assert "Failed requests" in rejected() or "burst" in rejected()
 
 
 # Killed and run again
