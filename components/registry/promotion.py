@@ -106,7 +106,7 @@ def reject_challenger(model_name: str, version: str, reason: str) -> None:
         named = versions.aliases(registry, model_name)
         if named.get(versions.CHAMPION) == version:
             raise InvalidInput("version", version, "it is the champion; promote another version in its place")
-        registry.set_model_version_tag(model_name, version, "rejected_reason", reason)
+        versions.set_tag(registry, model_name, version, "rejected_reason", reason)
         if named.get(versions.CHALLENGER) == version:
             registry.delete_registered_model_alias(model_name, versions.CHALLENGER)
 
@@ -150,7 +150,7 @@ def _finish(registry: "MlflowClient", model_name: str, log: list[_Entry]) -> Non
         return
     while True:
         _move(registry, model_name, entry)
-        registry.set_model_version_tag(model_name + PROMOTIONS_SUFFIX, str(entry.number), "done", "true")
+        versions.set_tag(registry, model_name + PROMOTIONS_SUFFIX, str(entry.number), "done", "true")
         latest = _last_that_counts(_read_log(registry, model_name))
         if latest is None or latest.number == entry.number:
             return
@@ -164,8 +164,8 @@ def _move(registry: "MlflowClient", model_name: str, entry: _Entry) -> None:
     if before and before != entry.replaces:
         registry.delete_model_version_tag(model_name, before, versions.PREVIOUS)
     if entry.replaces:
-        registry.set_model_version_tag(model_name, entry.replaces, versions.PREVIOUS, "true")
-        registry.set_registered_model_alias(model_name, versions.PREVIOUS, entry.replaces)
-    registry.set_registered_model_alias(model_name, versions.CHAMPION, entry.version)
+        versions.set_tag(registry, model_name, entry.replaces, versions.PREVIOUS, "true")
+        versions.set_alias(registry, model_name, versions.PREVIOUS, entry.replaces)
+    versions.set_alias(registry, model_name, versions.CHAMPION, entry.version)
     if versions.aliases(registry, model_name).get(versions.CHALLENGER) == entry.version:
         registry.delete_registered_model_alias(model_name, versions.CHALLENGER)

@@ -193,7 +193,7 @@ def _challenge(registry: "MlflowClient", model_name: str, version: str) -> None:
     if named.get(versions.CHAMPION) == version:
         return
     if named.get(versions.CHALLENGER) != version:
-        registry.set_registered_model_alias(model_name, versions.CHALLENGER, version)
+        versions.set_alias(registry, model_name, versions.CHALLENGER, version)
     if "rejected_reason" in registry.get_model_version(model_name, version).tags:
         registry.delete_model_version_tag(model_name, version, "rejected_reason")
 

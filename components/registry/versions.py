@@ -11,6 +11,7 @@
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,28 @@ def get_version(client: "MlflowClient", model_name: str, version: str) -> Any:
     if "digest" not in found.tags:
         raise VerificationFailed(f"version {version} of {model_name!r} has no digest: it was not registered by register_model")
     return found
+
+
+def set_alias(client: "MlflowClient", model_name: str, alias: str, version: str) -> None:
+    """Makes an alias name a version."""
+    _insist(lambda: client.set_registered_model_alias(model_name, alias, version))
+
+
+def set_tag(client: "MlflowClient", model_name: str, version: str, key: str, value: str) -> None:
+    """Gives a version a tag."""
+    _insist(lambda: client.set_model_version_tag(model_name, version, key, value))
+
+
+def _insist(write: Callable[[], Any]) -> None:
+    """Writes; once more if somebody else did at that moment: MLflow looks what is there, inserts, and fails if it was late."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        write()
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        write()
 
 
 def bring(version: Any, folder: str | os.PathLike[str]) -> Path:
