@@ -55,6 +55,7 @@ def test_a_model_of_loan_defaults_is_released_on_credit_histories_and_zip_codes(
     assert "Rank loan applications" in card
 
 
+@pytest.mark.slow
 def test_calls_in_the_order_of_time_give_a_weak_but_better_than_random_model(tmp_path):
     repo, rows = datasets.bank_marketing(tmp_path)
     evaluation, _, card = _release(
