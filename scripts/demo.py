@@ -65,14 +65,8 @@ RELEASES = (
     _Release("second release, on 12 weeks", DAYS, "promoted"),
     _Release(f"third release, which learns from {LEAK}", DAYS, "rolled_back", leaking=True),
 )
-_CONFIGURED_ELSEWHERE = (
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_EXPERIMENT_ID",
-    "MLFLOW_RUN_ID",
-    "MODELYARD_MODEL_STORE",
-    "MODELYARD_SIGNING_KEY",
-    "MODELYARD_VERIFICATION_KEY",
-)
+_CONFIGURATION = ("MLFLOW_", "MODELYARD_", "MODEL_")
+_RESPECTED = ("MODELYARD_HOME", PORT_VARIABLE)
 
 
 class _Stopped(Exception):
@@ -94,8 +88,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulation and of training (default: 0)")
     parser.add_argument("--keep-serving", action="store_true", help="leave the model served; modelyard stop ends it")
     arguments = parser.parse_args(list(words))
-    for variable in _CONFIGURED_ELSEWHERE:
-        os.environ.pop(variable, None)
+    for variable in list(os.environ):
+        if variable.startswith(_CONFIGURATION) and variable not in _RESPECTED:
+            del os.environ[variable]
     home = Path(arguments.home or settings.home()).expanduser().resolve()
     os.environ["MODELYARD_HOME"] = str(home)
     target = LocalTarget(home)
@@ -291,4 +286,5 @@ def _print_how_to_call(home: Path, target: LocalTarget) -> None:
 
 
 def _shown(content: dict[str, Any]) -> str:
-    return next((release["model_dir"] for release in reversed(content["releases"]) if release["model_dir"]), "DIR")
+    promoted = [release["model_dir"] for release in content["releases"] if release["outcome"] == "promoted"]
+    return promoted[-1] if promoted else "DIR"

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def test_the_demo_promotes_two_models_rolls_back_a_broken_one_and_leaves_nothing
     # Servers and stores of the user's must not be touched: nothing listens there.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MODELYARD_MODEL_STORE", "s3://nobody-has-this-bucket")
+    monkeypatch.setenv("MODELYARD_PREDICTION_LOG", str(tmp_path / "production-log"))
     finished = subprocess.run(
         [ROOT / "scripts" / "demo", "--home", home], check=False, capture_output=True, text=True, cwd=elsewhere
     )
@@ -55,6 +57,7 @@ def test_the_demo_promotes_two_models_rolls_back_a_broken_one_and_leaves_nothing
     assert "rejected" in found[2].tags["rejected_reason"].lower()
     assert not processes_of(home)
     assert not list(elsewhere.iterdir())
+    assert not (tmp_path / "production-log").exists()
 
 
 @pytest.mark.slow
@@ -71,7 +74,7 @@ def test_a_demo_that_keeps_serving_prints_a_line_that_gets_an_answer(tmp_path):
         assert 0 <= prediction["probability"] <= 1
         assert prediction["decision"] in (0, 1)
     finally:
-        subprocess.run([ROOT / ".venv" / "bin" / "modelyard", "stop", "--home", home], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "modelyard.scripts.cli", "stop", "--home", home], check=True, capture_output=True)
     assert not processes_of(home)
 
 
