@@ -10,11 +10,13 @@ import pytest
 from modelyard.scripts import compiled, local_run
 from modelyard.scripts.local_run import run_pipeline
 from modelyard.scripts.step_process import StepProcess
+from tests.components.predictor.processes import start_predictor
 from tests.services.fixtures import mlflow_server, rclone_s3  # noqa: F401
+from tests.support.signed_models import make_signed_model
 
 ROOT = Path(__file__).parents[2]
 # The train image has XGBoost's CUDA build; the CPU build has the same interface and is a fortieth of its size.
-EXTRAS = {"features": "features", "train": "train,cpu", "ops": "ops"}
+EXTRAS = {"features": "features", "train": "train,cpu", "ops": "ops", "serve": "serve"}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_each_step_of_a_release_runs_in_an_environment_of_its_own_image(
     monkeypatch.setenv("MODELYARD_MODEL_STORE", "s3://bucket/released")
     package = compiled.find("quickstart")
     images = _images(package)
-    assert set(images.values()) == {*EXTRAS, "torch"}
+    assert set(images.values()) == {*EXTRAS, "torch"} - {"serve"}
     used = {}
 
     class InItsImage(StepProcess):
@@ -89,3 +91,20 @@ def test_each_step_of_a_release_runs_in_an_environment_of_its_own_image(
     assert result.outputs["version"] == "1"
     assert result.step("register_model").outputs["uri"].startswith("s3://bucket/released/card-fraud/")
     assert {"simulate_transactions", "train_xgboost", "evaluate_model", "promote_model"} <= set(used)
+
+
+@pytest.mark.slow
+def test_a_predictor_answers_in_the_environment_of_its_own_image(interpreters, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELYARD_HOME", str(tmp_path / "home"))
+    make_signed_model(tmp_path)
+    log = tmp_path / "log"
+    predictor = start_predictor(
+        tmp_path / "run", tmp_path / "signed", python=interpreters["serve"], MODELYARD_PREDICTION_LOG=str(log)
+    )
+    try:
+        predictor.wait_for("ready")
+        (prediction,) = predictor.predict([{"amount": 1.0, "night": None}]).json["predictions"]
+        assert 0 <= prediction["probability"] <= 1
+    finally:
+        assert predictor.stop() == 0
+    assert len(list(log.rglob("*.parquet"))) == 1

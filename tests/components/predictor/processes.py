@@ -102,7 +102,13 @@ class PredictorProcess:
 
 
 def start_predictor(
-    folder: Path, model: Path, *, name: str = "fraud", listener: socket.socket | None = None, **environment: str
+    folder: Path,
+    model: Path,
+    *,
+    name: str = "fraud",
+    listener: socket.socket | None = None,
+    python: str = sys.executable,
+    **environment: str,
 ) -> PredictorProcess:
     """Starts a predictor of a signed directory; it listens on ``listener`` or on a free port."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +117,7 @@ def start_predictor(
     arguments += ["--http_port", "0"] if listener is None else ["--fd", str(listener.fileno())]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MODEL_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "modelyard.components.predictor", *arguments],
+        [python, "-m", "modelyard.components.predictor", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=(folder / "output.log").open("ab"),
         stderr=subprocess.STDOUT,
