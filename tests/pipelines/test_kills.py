@@ -77,7 +77,7 @@ def test_a_release_killed_at_a_random_moment_is_whole_after_a_rerun(tmp_path, re
     _kill_and_rerun(1, tmp_path, request_for(), monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.random_kills
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="it finds orphans in /proc, which this system lacks")
 def test_a_release_killed_at_twenty_random_moments_is_whole_after_each_rerun(tmp_path, request_for, monkeypatch):
     _kill_and_rerun(20, tmp_path, request_for(), monkeypatch)

@@ -63,7 +63,18 @@ def test_help_names_every_command_and_exit_code_and_imports_nothing_heavy():
         "split",
     ):
         assert re.search(rf"^    {command}\b", shown, re.MULTILINE), command
-    for code in (cli.OK, cli.FAILED, cli.BAD_INPUT, cli.REFUSED, cli.NOT_AVAILABLE, cli.CANCELLED, cli.TIMED_OUT, 130, 143):
+    for code in (
+        cli.OK,
+        cli.FAILED,
+        cli.BAD_INPUT,
+        cli.REFUSED,
+        cli.NOT_AVAILABLE,
+        cli.CANCELLED,
+        cli.TIMED_OUT,
+        130,
+        141,
+        143,
+    ):
         assert re.search(rf"^  (130, )?{code}\b", shown, re.MULTILINE), code
     code = (
         "import sys; from modelyard.scripts import cli; cli.build_parser().format_help()\n"
@@ -102,6 +113,33 @@ def test_a_command_line_that_makes_no_sense_exits_with_2():
     assert run("dance").returncode == 2
     assert run().returncode == 2
     assert run("run").returncode == 2
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error(packages, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    for words in (["describe", "release"], ["run", packages / "speech.yaml", "-p", "text=hi", "--home", tmp_path]):
+        finished = subprocess.run([MODELYARD, *map(str, words)], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        assert (finished.returncode, finished.stderr) == (141, "")
+    os.close(writer)
+
+
+@pytest.mark.parametrize("command", [["status"], ["serve", "fraud"], ["serve"], ["stop"], ["split", "fraud", "--end"]])
+def test_a_home_that_can_hold_no_state_is_one_clear_line(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MODELYARD_HOME", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "file").write_text("")
+    assert cli.main([*command, "--home", str(tmp_path / "file" / "home")]) == cli.NOT_AVAILABLE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("modelyard: ")
+    assert f"{tmp_path}/file is no folder" in line
+
+
+def test_a_home_that_cannot_be_made_is_one_clear_line(monkeypatch, capsys):
+    monkeypatch.setenv("MODELYARD_HOME", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.main(["serve", "fraud", "--home", "/proc/nothing"]) == cli.NOT_AVAILABLE
+    assert "modelyard: /proc/nothing cannot be made" in capsys.readouterr().err
 
 
 def test_describing_a_pipeline_lists_its_parameters_required_ones_first(packages):

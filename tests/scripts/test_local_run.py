@@ -1,18 +1,21 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from pathlib import Path
 
 import pytest
 
 from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.serving.target import TargetChanged
 from modelyard.scripts import compiled
-from modelyard.scripts.local_run import run_pipeline
+from modelyard.scripts.local_run import own_error, run_pipeline
 
 
 def wait_until(condition, seconds=20):
@@ -101,6 +104,27 @@ def test_a_failing_step_ends_the_run_at_once_and_shows_both_exceptions(packages,
     assert result.error == "fail failed: ValueError: second of two"
     assert "some words before" in Path(result.step("fail").log).read_text()
     assert only_record(tmp_path)[1]["error"] == result.error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (InvalidInput("steps", [5], "give more\n  of them\nand rising"), "steps = [5]: give more\n  of them\nand rising"),
+        (TargetChanged("another rollout is under way"), "another rollout is under way"),
+        (KeyError("steps"), ""),
+        (subprocess.TimeoutExpired("sleep", 1), ""),
+    ],
+)
+def test_an_error_of_this_package_is_told_without_the_code_it_comes_from(error, message):
+    try:
+        try:
+            raise OSError("the cause")
+        except OSError as cause:
+            raise error from cause
+    except type(error):
+        shown = traceback.format_exc()
+    assert own_error(shown.rstrip()) == message
+    assert own_error(message) == ""
 
 
 def test_a_step_that_is_killed_says_so(packages, tmp_path):
@@ -264,7 +288,10 @@ def test_an_interrupted_run_lets_its_step_write_a_checkpoint(packages, tmp_path,
     assert record["state"] == "cancelled"
     assert [step["state"] for step in record["steps"]] == ["succeeded", "cancelled"]
     assert "asked wait to stop" in output
-    assert "cancelled" in output
+    assert re.search(
+        r"^  error +cancelled by SIG\w+\n +told to stop: the checkpoint is kept\n +Run it again", output, re.MULTILINE
+    )
+    assert "Traceback" not in output
     assert not Path(record["scratch"]).exists()
 
 

@@ -87,15 +87,16 @@ def wait(folder_uri: str, partial: dsl.Output[dsl.Artifact], heed_sigterm: bool 
     """
     import os
     import signal
-    import sys
     import time
     from pathlib import Path
+
+    from modelyard.components.errors import NotAvailable
 
     def checkpoint(number, frame):
         if heed_sigterm:
             time.sleep(0.3)
             Path(folder_uri, "checkpoint").write_text("saved")
-            sys.exit(1)
+            raise NotAvailable("told to stop: the checkpoint is kept\nRun it again to go on")
 
     signal.signal(signal.SIGTERM, checkpoint)
     Path(partial.path).write_text("half")

@@ -182,6 +182,59 @@ def test_tensors_are_answered_alike_in_json_in_binary_and_by_feature(make_app, l
         assert decision["data"] == (expected >= 0.5).astype(int).tolist()
 
 
+def _nested(depth, opening="[", closing="]"):
+    return opening * depth + closing * depth
+
+
+_PLACES_V1 = ["%s", '{"instances": %s}', '{"instances": [%s]}', '{"instances": [[1, %s]]}', '{"instances": [{"amount": %s}]}',
+    '{"instances": [{"amount": 1, "night": %s}]}', '{"instances": [[1, 2]], "parameters": %s}']  # fmt: skip
+_SOUND = '"inputs": [{"name": "rows", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]'
+_PLACES_V2 = [
+    "%s", *(f'{{"{name}": %s, {_SOUND}}}' for name in ("id", "parameters", "outputs", "x")), f'{{"outputs": [%s], {_SOUND}}}',
+    f'{{"outputs": [{{"name": "decision", "parameters": %s}}], {_SOUND}}}', f'{{"outputs": [{{"name": %s}}], {_SOUND}}}',
+    f'{{"parameters": {{"binary_data_output": %s}}, {_SOUND}}}', '{"inputs": %s}', '{"inputs": [%s]}',
+    *(_SOUND.join("{}").replace(f'"{name}": {value}', f'"{name}": %s') for name, value in (
+        ("name", '"rows"'), ("shape", "[1, 2]"), ("datatype", '"FP32"'), ("data", "[1, 2]"))),
+    '{"inputs": [{"name": "rows", "shape": [1, 2], "datatype": "FP32", "data": [1, %s]}]}',
+    '{"inputs": [{"name": "rows", "shape": [1, %s], "datatype": "FP32", "data": [1, 2]}]}',
+    '{"inputs": [{"name": "rows", "shape": [1, 2], "datatype": "FP32", "parameters": %s}]}',
+    '{"inputs": [{"name": "rows", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": %s}}]}',
+]  # fmt: skip
+
+
+_TOO_DEEP = [
+    *map(_nested, (600, 1000, 1020, 100_000)),
+    "[" * 1000 + "NaN" + "]" * 1000,
+    _nested(1000, '{"a":', "}").replace(":}", ":1}"),
+    _nested(340, '[{"name":', "}]").replace(":}", ":NaN}"),
+]
+
+
+@pytest.mark.parametrize(("path", "place"), [*((V1, place) for place in _PLACES_V1), *((V2, place) for place in _PLACES_V2)])
+def test_no_depth_of_nesting_anywhere_is_a_failure_of_ours(make_app, path, place):
+    app = make_app(max_request_bytes=10**6)
+    for nested in _TOO_DEEP:
+        reply = call(app, "POST", path, (place % nested).encode(), JSON)
+        if reply.status == 200:
+            # What nobody looks at.
+            assert '"x"' in place or '"parameters"' in place
+        else:
+            _is_refused(reply)
+            assert len(reply.body) < 1000
+
+
+@pytest.mark.parametrize("body", [
+    r'{"id": "\ud800", "inputs": [{"name": "rows", "shape": [1, 2], "datatype": "FP32", "data": [NaN, 2]}]}',
+    '{"inputs": [{"name": "rows", "shape": [1%s, 1%s], "datatype": "FP32", "data": [NaN, 2]}]}' % (("0" * 4000,) * 2),
+    '{"inputs": [{"name": "rows", "shape": [1, 2], "datatype": "INT64", "data": [NaN, 1%s]}]}' % ("0" * 4000),
+    '{"instances": [[NaN, 1%s]]}' % ("0" * 4000),
+    '{"instances": [[NaN, 1%s]]}' % ("0" * 5000),
+])  # fmt: skip
+def test_what_only_lenient_json_holds_is_refused(make_app, body):
+    for path in (V1, V2):
+        _is_refused(call(make_app(), "POST", path, body.encode(), JSON))
+
+
 def test_outputs_come_as_asked(make_app, load):
     content = {
         "id": "seven",

@@ -32,7 +32,7 @@ ROLL_OUT = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.random_kills
 @pytest.mark.server
 def test_killed_twenty_times_at_random_under_load_a_rollout_ends_well_and_no_answer_is_wrong(laptop, tmp_path, monkeypatch):
     monkeypatch.setenv("MODELYARD_SERVING_PORT", str(free_port()))

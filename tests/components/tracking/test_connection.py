@@ -66,10 +66,24 @@ def test_a_server_that_is_down_is_named_without_its_password(home, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:s3cret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     client = tracking.client()
-    with pytest.raises(NotAvailable, match=r"127\.0\.0\.1:9.*MLFLOW_TRACKING_URI") as raised:
+    with pytest.raises(
+        NotAvailable, match=r"127\.0\.0\.1:9 cannot be reached \(.* refused\): check MLFLOW_TRACKING_URI"
+    ) as raised:
         experiment_id(client, "fraud")
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+def test_an_address_that_mlflow_does_not_know_is_named_without_its_password(home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "foo://someone:s3cret@bar")
+    with pytest.raises(InvalidInput, match=r"MLFLOW_TRACKING_URI = 'foo://someone:\*\*\*@bar': .* give http://") as raised:
+        tracking.client()
+    assert raised.value.__suppress_context__
+
+
+def test_an_answer_that_makes_no_sense_is_told_in_whole_words(home):
+    with pytest.raises(NotAvailable, match=r"does not answer as it should \((word )+…\): check"), reachable():
+        raise MlflowException("word " * 100)
 
 
 def test_what_the_server_says_of_a_request_is_not_taken_for_its_absence(home):

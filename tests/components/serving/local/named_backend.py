@@ -55,7 +55,7 @@ class Backend:
             return 200, {}
         if path == "/seen":
             return 200, {"seen": self.seen, "headers": self.last_headers, "most_body": self.most_body}
-        if path == "/v2/health/ready":
+        if path in ("/v2/health/ready", "/v2/models/fraud/ready"):
             return (200 if self.ready else 503), {"ready": self.ready}
         if method == "POST":
             self.seen += 1

@@ -501,7 +501,7 @@ def test_a_new_stable_backend_that_is_not_ready_is_refused_and_the_old_one_goes_
     old, new = start_backend("fraud-1"), start_backend("fraud-2")
     new.behave(ready=False)
     proxy.apply([Route("fraud", old.backend)])
-    with pytest.raises(NotAvailable, match="fraud-2 does not answer /v2/health/ready"):
+    with pytest.raises(NotAvailable, match="fraud-2 does not answer /v2/models/fraud/ready"):
         proxy.apply([Route("fraud", new.backend)], timeout=1)
     assert ask(proxy.port)[1] == "fraud-1"
     new.behave(ready=True)
@@ -518,7 +518,7 @@ def test_a_configuration_that_envoy_refuses_is_reported_with_its_reason_and_chan
         proxy.apply([Route("fraud", stable, canary, 100)])
     monkeypatch.undo()
     cluster = envoy_config.cluster
-    monkeypatch.setattr(envoy_config, "cluster", lambda name: {**cluster(name), "connect_timeout": "-1s"})
+    monkeypatch.setattr(envoy_config, "cluster", lambda *of: {**cluster(*of), "connect_timeout": "-1s"})
     with pytest.raises(NotAvailable, match=r"(?s)refuses its new configuration \(clusters/clusters.json\).*positive duration"):
         proxy.apply([Route("fraud", stable, canary, 100)])
     monkeypatch.undo()
