@@ -10,7 +10,7 @@ import pytest
 
 from tests.components.serving.local.conftest import until
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.random_kills]
 
 
 @pytest.mark.parametrize("which", ["predictor", "proxy", "supervisor", "any of them"])
