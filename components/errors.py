@@ -4,7 +4,10 @@ Every check in the collection raises one of these, so that a pipeline step, the 
 same message. Each subclasses the built-in that Python code would expect, so callers need not import this module.
 """
 
+from collections.abc import Iterator
 from typing import Any
+
+_SHOWN_CHARACTERS = 200
 
 
 class ModelyardError(Exception):
@@ -22,10 +25,8 @@ class InvalidInput(ModelyardError, ValueError):
 
     def __init__(self, field: str, value: Any, remedy: str) -> None:
         self.field, self.value, self.remedy = field, value, remedy
-        shown = repr(value)
-        if len(shown) > 200:
-            shown = shown[:200] + "…"
-        super().__init__(f"{field} = {shown}: {remedy}")
+        # A field may be named by a client, too.
+        super().__init__(f"{_cut(iter([field]))} = {_cut(_representation(value))}: {remedy}")
 
 
 class VerificationFailed(ModelyardError):
@@ -34,3 +35,39 @@ class VerificationFailed(ModelyardError):
 
 class NotAvailable(ModelyardError, RuntimeError):
     """Something outside this package (a GPU, a server, an optional library) that the request needs and that is absent."""
+
+
+def _cut(pieces: Iterator[str]) -> str:
+    """The pieces together, as far as they are shown; the rest is not even made."""
+    text = ""
+    for piece in pieces:
+        text += piece
+        if len(text) > _SHOWN_CHARACTERS:
+            return text[:_SHOWN_CHARACTERS] + "…"
+    return text
+
+
+def _representation(value: Any) -> Iterator[str]:
+    """``repr(value)`` in pieces: what a client sent may be large, and nested deeper than ``repr`` can follow.
+
+    Each level gives a character at least, so that who stops after some has gone down no further.
+    """
+    kind = type(value)
+    if kind is dict:
+        yield "{"
+        for position, (name, entry) in enumerate(value.items()):
+            yield ", " if position else ""
+            yield from _representation(name)
+            yield ": "
+            yield from _representation(entry)
+        yield "}"
+    elif kind is list or kind is tuple:
+        yield "[" if kind is list else "("
+        for position, entry in enumerate(value):
+            yield ", " if position else ""
+            yield from _representation(entry)
+        yield "]" if kind is list else ",)" if len(value) == 1 else ")"
+    elif kind is str or kind is bytes:
+        yield repr(value[:_SHOWN_CHARACTERS])
+    else:
+        yield repr(value)

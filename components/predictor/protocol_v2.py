@@ -79,7 +79,7 @@ def infer(model: "LoadedModel", body: bytes, json_length: int | None = None) -> 
         raise InvalidInput("Inference-Header-Content-Length", json_length, remedy)
     request = read_json(body if json_length is None else body[:json_length])
     identity = request.get("id", "")
-    if type(identity) is not str:
+    if type(identity) is not str or not _is_unicode(identity):
         raise InvalidInput("id", identity, "give a string, or leave it out")
     outputs = _requested_outputs(request)
     tensors = _read_tensors(request.get("inputs"), b"" if json_length is None else memoryview(body)[json_length:])
@@ -95,6 +95,15 @@ def infer(model: "LoadedModel", body: bytes, json_length: int | None = None) -> 
     if raw:
         return Answer(b"".join((text, *raw)), scores, decisions, rows, identity, len(text))
     return Answer(text, scores, decisions, rows, identity)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it is none with half a surrogate pair, which lenient JSON may hold and no answer can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _output(name: str, values: np.ndarray, binary: bool) -> dict[str, Any]:
@@ -159,7 +168,7 @@ def _read_tensors(inputs: Any, binary: memoryview | bytes) -> list[_Tensor]:
         datatype, shape = given.get("datatype"), given.get("shape")
         if type(datatype) is not str or datatype not in _DATATYPES:
             raise InvalidInput(f"datatype of input {name}", datatype, f"use one of {', '.join(_DATATYPES)}")
-        if type(shape) is not list or len(shape) not in (1, 2) or set(map(type, shape)) != {int} or min(shape) < 0:
+        if type(shape) is not list or len(shape) not in (1, 2) or set(map(type, shape)) != {int} or not _is_extent(shape):
             raise InvalidInput(f"shape of input {name}", shape, "give [rows], [rows, 1] or [rows, features]")
         parameters = _parameters(given, f"input {name}")
         if "shared_memory_region" in parameters:
@@ -179,6 +188,10 @@ def _read_tensors(inputs: Any, binary: memoryview | bytes) -> list[_Tensor]:
     if start != len(binary):
         raise InvalidInput("body", f"{len(binary) - start} bytes after the last tensor", "send what binary_data_size says")
     return tensors
+
+
+def _is_extent(shape: list[int]) -> bool:
+    return min(shape) >= 0 and max(shape) < 2**63
 
 
 def _read_list(name: str, datatype: str, shape: list[int], data: Any) -> list[Any]:

@@ -146,7 +146,8 @@ class ServedModel(Model):
             content, json_length = payload.to_rest()
             body = content if isinstance(content, bytes) else orjson.dumps(content)
             answer = protocol_v2.infer(self.loaded, body, json_length)
-        except InvalidInput as error:
+        except (InvalidInput, orjson.JSONEncodeError) as error:
+            # What is nested deeper than JSON is written, no model takes.
             raise KServeInvalidInput(str(error)) from error
         if answer.json_length is None:
             return InferResponse.from_rest(orjson.loads(answer.body))
