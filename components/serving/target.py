@@ -18,6 +18,10 @@ class TargetChanged(ModelyardError):
     """Somebody else changed what is served meanwhile; the message says what was found."""
 
 
+class RecordChanged(ModelyardError):
+    """Somebody else wrote the record since it was read."""
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """A released model, as a target knows it.
@@ -149,5 +153,12 @@ class ServingTarget(Protocol):
     def read_record(self, model_name: str) -> dict[str, Any] | None:
         """What ``write_record`` wrote last: the rollout's own notes, which outlive the step that wrote them."""
 
-    def write_record(self, model_name: str, record: dict[str, Any] | None) -> None:
-        """Keeps the rollout's notes (JSON-ready) with the served model, whole or not at all; None removes them."""
+    def write_record(self, model_name: str, record: dict[str, Any] | None, *, revision: int | None = None) -> None:
+        """Keeps the rollout's notes (JSON-ready) with the served model, whole or not at all; None removes them.
+
+        Args:
+            revision: if given, what stands there now must have it as its entry ``revision``; no record has 0.
+
+        Raises:
+            RecordChanged: it has another one.
+        """

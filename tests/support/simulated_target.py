@@ -14,7 +14,15 @@ import numpy as np
 
 from modelyard.components.errors import NotAvailable
 from modelyard.components.serving.buckets import LATENCY_EDGES, SCORE_EDGES
-from modelyard.components.serving.target import Arm, ArmCounts, Counts, ServedModel, ServingState, TargetChanged
+from modelyard.components.serving.target import (
+    Arm,
+    ArmCounts,
+    Counts,
+    RecordChanged,
+    ServedModel,
+    ServingState,
+    TargetChanged,
+)
 
 
 class Killed(BaseException):
@@ -156,8 +164,10 @@ class SimulatedTarget:
         with _Verb(self, "read_record"):
             return json.loads(self.record) if self.record else None
 
-    def write_record(self, model_name: str, record: dict[str, Any] | None) -> None:
+    def write_record(self, model_name: str, record: dict[str, Any] | None, *, revision: int | None = None) -> None:
         with _Verb(self, "write_record"):
+            if revision not in (None, json.loads(self.record).get("revision", 0) if self.record else 0):
+                raise RecordChanged("somebody else wrote it")
             self.record = json.dumps(record, allow_nan=False) if record is not None else None
 
     # What happens to it

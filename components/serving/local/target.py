@@ -49,7 +49,15 @@ from modelyard.components.serving.local.state import (
     write_desired,
     write_json,
 )
-from modelyard.components.serving.target import Arm, ArmCounts, Counts, ServedModel, ServingState, TargetChanged
+from modelyard.components.serving.target import (
+    Arm,
+    ArmCounts,
+    Counts,
+    RecordChanged,
+    ServedModel,
+    ServingState,
+    TargetChanged,
+)
 from modelyard.components.storage.locks import exclusive_lock
 
 DEFAULT_PORT = 8080
@@ -274,14 +282,17 @@ class LocalTarget:
             raise InvalidInput("rollout record", str(path), remedy) from error
         return record
 
-    def write_record(self, model_name: str, record: dict[str, Any] | None) -> None:
-        """Keeps the rollout's notes."""
+    def write_record(self, model_name: str, record: dict[str, Any] | None, *, revision: int | None = None) -> None:
+        """Keeps the rollout's notes; see ``ServingTarget``."""
         path = self._record(model_name)
-        if record is None:
-            path.unlink(missing_ok=True)
-            return
         make_folder(self._folder)
-        write_json(path, {"record": record})
+        with exclusive_lock(path.with_suffix(".lock")):
+            if revision is not None and revision != (found := (self.read_record(model_name) or {}).get("revision", 0)):
+                raise RecordChanged(f"the record of {model_name!r} was read at revision {revision} and is at {found} now")
+            if record is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_json(path, {"record": record})
 
     def start(self) -> None:
         """Brings back everything that was served, and returns when each version is ready or has failed.

@@ -17,7 +17,7 @@ import pytest
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
 from modelyard.components.serving.local.state import read_desired, read_observed
 from modelyard.components.serving.local.target import LocalTarget
-from modelyard.components.serving.target import ArmCounts, ServedModel, TargetChanged
+from modelyard.components.serving.target import ArmCounts, RecordChanged, ServedModel, TargetChanged
 from tests.components.serving.local.conftest import until
 from tests.services.fixtures import rclone_s3  # noqa: F401
 from tests.services.servers import free_port
@@ -459,6 +459,10 @@ def test_the_rollouts_notes_are_kept_whole(new_yard):
         target.read_record("fraud")
     target.write_record("fraud", None)
     target.write_record("fraud", None)
+    target.write_record("fraud", {"revision": 1}, revision=0)
+    with pytest.raises(RecordChanged, match="revision 0 and is at 1 now"):
+        target.write_record("fraud", {"revision": 1}, revision=0)
+    target.write_record("fraud", None, revision=1)
     assert target.read_record("fraud") is None
     with pytest.raises(InvalidInput, match="model_name"):
         target.read_record("../fraud")
