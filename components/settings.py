@@ -37,9 +37,29 @@ def _refuse_in_cluster(variable: str, what: str) -> None:
 
 
 def home() -> Path:
-    """The folder of all local state, absolute; it is not created here."""
+    """The folder of all local state, absolute; it is not created here.
+
+    Raises:
+        NotAvailable: there is a file in its place; or it is not set, in a cluster.
+    """
     _refuse_in_cluster("MODELYARD_HOME", "a place for state")
-    return Path(os.environ.get("MODELYARD_HOME", ".modelyard")).expanduser().resolve()
+    folder = Path(os.environ.get("MODELYARD_HOME", ".modelyard")).expanduser().resolve()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise NotAvailable(f"{folder} cannot hold any state: {there} is no folder. Choose another home")
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder of local state, with all that it lies in.
+
+    Raises:
+        NotAvailable: that cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotAvailable(f"{folder} cannot be made ({error.strerror}): choose another home") from error
 
 
 def tracking_uri() -> str:
@@ -48,7 +68,7 @@ def tracking_uri() -> str:
         return configured
     _refuse_in_cluster("MLFLOW_TRACKING_URI", "the MLflow server")
     folder = home()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 

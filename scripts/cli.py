@@ -5,6 +5,8 @@ Each subcommand lives in a module of its own, which is imported when it is calle
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ exit codes:
   5  the cluster's run was cancelled
   6  the wait for the cluster's run ran out of time
   130, 143  interrupted (Ctrl-C, SIGTERM)
+  141       what reads its output went away
 """
 _EXAMPLES = """\
 examples:
@@ -60,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="modelyard",
         formatter_class=_Help,
-        description="Takes a tabular model from features to the registry, on this machine or on a Kubeflow Pipelines cluster.",
+        description="Takes a tabular model from features to live traffic, on this machine or on a Kubeflow Pipelines cluster.",
         epilog=f"{_EXAMPLES}\n{_EXIT_CODES}",
     )
     parser.add_argument("--version", action=_Version)
@@ -171,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     # Both parse their own arguments; see main.
-    commands.add_parser("demo", help="release a fraud model on simulated data, then a second one", add_help=False)
+    commands.add_parser("demo", help="three releases of a fraud model under live traffic, the last rolled back", add_help=False)
     commands.add_parser("benchmark", help="measure against the alternatives, side by side", add_help=False)
     return parser
 
@@ -195,7 +198,17 @@ _OWN_ARGUMENTS = ("demo", "benchmark")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code (``modelyard --help`` lists them)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be written must not fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return status
+
+
+def _run(words: list[str]) -> int:
     debug = False
     try:
         if words and words[0] in _OWN_ARGUMENTS:

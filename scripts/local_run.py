@@ -14,6 +14,7 @@ import builtins
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -38,6 +39,8 @@ from modelyard.scripts.step_process import Lifeline, StepProcess
 GRACE_SECONDS = 30.0
 _TAIL_LINES = 60
 _REPORT_SUFFIXES = {"system.HTML": ".html", "system.Markdown": ".md"}
+# As a traceback names a ModelyardError; those that are private to a module never leave it.
+_OWN_ERROR = re.compile(r"modelyard\.components\.(?:\w+\.)+[A-Z]\w*: ")
 _one_run = threading.Lock()
 
 
@@ -81,8 +84,8 @@ class RunResult:
         outputs: the pipeline's own outputs by name; artifacts as paths.
         decision: ``pass``, ``fail`` or ``inconclusive`` where a step gave one, else empty.
         reasons: the reasons that came with it.
-        error: one line on what went wrong, else empty.
-        tail: last lines of the failed step's log.
+        error: what went wrong, else empty; one line, or more where one of this package's errors has more.
+        tail: last lines of the failed step's log; the message alone of one of this package's errors.
         signal: number of the signal that cancelled the run, else 0.
     """
 
@@ -230,9 +233,11 @@ class _Execution:
         tail = ""
         if state == "failed" and self._failed and not self._refusal:
             tail = last_lines(Path(self._steps[self._failed].log))
-            error = f"{self._failed} failed: {(tail.splitlines() or ['its log is empty'])[-1].strip()}"
+            own = own_error(tail)
+            error = f"{self._failed} failed: {own or (tail.splitlines() or ['its log is empty'])[-1].strip()}"
+            tail = own or tail
         if state == "cancelled":
-            error = f"cancelled by {signal.Signals(self._signal).name}"
+            error = "\n".join([f"cancelled by {signal.Signals(self._signal).name}", *self._last_words()])
         judged = [step for step in self._steps.values() if step.outputs.get("decision")]
         result = RunResult(
             name=self._package.name,
@@ -259,6 +264,11 @@ class _Execution:
         )
         self._save()
         return result
+
+    def _last_words(self) -> list[str]:
+        """What the cancelled steps said of what they leave."""
+        cancelled = [step for step in self._steps.values() if step.state == "cancelled"]
+        return [said for step in cancelled if (said := own_error(last_lines(Path(step.log))))]
 
     def _skipped(self) -> tuple[str, ...]:
         ran = {step.component for step in self._steps.values()}
@@ -502,6 +512,16 @@ def last_lines(log: Path) -> str:
         start = text.rfind("Traceback (most recent call last):", 0, start)
     lines = text[max(start, 0) :].rstrip().splitlines()
     return "\n".join(lines[-_TAIL_LINES:])
+
+
+def own_error(tail: str) -> str:
+    """The message, all its lines, of the error that a traceback ends with, if it is one of this package's; else empty.
+
+    Those are meant for the user, who has no use for the lines of code above them.
+    """
+    lines = tail[max(tail.rfind("Traceback (most recent call last):"), 0) :].splitlines()
+    raised = next((index for index, line in enumerate(lines) if index and line and not line.startswith(" ")), len(lines))
+    return _OWN_ERROR.sub("", "\n".join(lines[raised:])) if _OWN_ERROR.match("".join(lines[raised : raised + 1])) else ""
 
 
 def _is_artifact(value: Any) -> bool:

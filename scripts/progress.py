@@ -60,7 +60,7 @@ class Progress:
         self._clear()
         if result.skipped:
             self._write(self._paint(f"       –    skipped: {', '.join(result.skipped)}\n", _DIM))
-        if result.tail:
+        if result.tail and result.tail not in result.error:
             indented = "\n".join(f"    {line}" for line in result.tail.splitlines())
             self._write(f"\n{self._paint(indented, _DIM)}\n\n")
         colour = {"succeeded": _GREEN, "failed": _RED}.get(result.state, _YELLOW)
@@ -68,7 +68,10 @@ class Progress:
         lines = _outcome(result)
         width = max((len(label) for label, _ in lines), default=0)
         for label, value in lines:
-            self._write(f"  {label:<{max(width, 8)}}  {value}\n")
+            first, *more = value.splitlines() or [""]
+            self._write(f"  {label:<{max(width, 8)}}  {first}\n")
+            for line in more:
+                self._write(f"  {'':<{max(width, 8)}}  {line}\n")
 
     def _tick(self) -> None:
         while not self._ended.wait(1.0):

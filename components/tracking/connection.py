@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,13 +33,21 @@ def client() -> "MlflowClient":
     """A client of the tracking server and registry that ``settings.tracking_uri()`` names.
 
     Raises:
-        NotAvailable: MLflow is not installed.
+        InvalidInput: that is no address that MLflow knows.
+        NotAvailable: MLflow is not installed, or the local database cannot be made.
     """
     uri = settings.tracking_uri()
     mlflow_client = _import_quietly()
+    from mlflow.exceptions import MlflowException
+
     if uri.startswith(_SQLITE):
         _make_database(Path(uri.removeprefix(_SQLITE)))
-    return mlflow_client(tracking_uri=uri, registry_uri=uri)
+    try:
+        return mlflow_client(tracking_uri=uri, registry_uri=uri)
+    except MlflowException:
+        # Its own message lists schemes, and quotes the address, password and all.
+        remedy = "MLflow knows no such address; give http://…, https://… or sqlite:///…"
+        raise InvalidInput("MLFLOW_TRACKING_URI", _without_password(uri, uri), remedy) from None
 
 
 def experiment_id(tracking: "MlflowClient", name: str) -> str:
@@ -86,14 +95,25 @@ def reachable() -> Iterator[None]:
             raise
         uri = settings.tracking_uri()
         # MLflow's own message quotes the address, password and all; so would the error that this one comes from.
-        reason = _without_password(str(error).splitlines()[0], uri)[:300]
         raise NotAvailable(
-            f"MLflow at {_without_password(uri, uri)} does not answer as it should ({reason}): "
+            f"MLflow at {_without_password(uri, uri)} {_without_password(_trouble(error), uri)}: "
             "check MLFLOW_TRACKING_URI, the server and its credentials"
         ) from (None if urlsplit(uri).password else error)
     finally:
         if before is None:
             os.environ.pop(variable, None)
+
+
+def _trouble(error: BaseException) -> str:
+    """What is wrong with the server, in a few words where no connection came about."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None and cause.strerror:
+            return f"cannot be reached ({cause.strerror})"
+        if isinstance(cause, TimeoutError):
+            return "did not answer in time"
+        cause = cause.__cause__ or cause.__context__
+    return f"does not answer as it should ({textwrap.shorten(str(error).splitlines()[0], 300, placeholder=' …')})"
 
 
 def _import_quietly() -> Any:
@@ -126,7 +146,7 @@ def _leave_feast_out() -> None:
 def _make_database(path: Path) -> None:
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    settings.make_folder(path.parent)
     with exclusive_lock(path.with_name(path.name + ".lock")):
         if path.exists():
             return

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from modelyard.components import settings
 from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
 from modelyard.components.serving.local.processes import ProcessIdentity
 from modelyard.components.serving.target import ServedModel
@@ -249,7 +250,7 @@ def _arm(content: dict[str, Any] | None) -> DesiredArm | None:
 
 def make_folder(folder: Path) -> None:
     """Makes the folder of all serving state, for this user alone."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    settings.make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     for name in ("arms", "logs", "records", "scratch"):
         (folder / name).mkdir(exist_ok=True)

@@ -82,6 +82,8 @@ def test_an_address_that_mlflow_does_not_know_is_named_without_its_password(home
 
 
 def test_an_answer_that_makes_no_sense_is_told_in_whole_words(home):
+    from mlflow.exceptions import MlflowException
+
     with pytest.raises(NotAvailable, match=r"does not answer as it should \((word )+…\): check"), reachable():
         raise MlflowException("word " * 100)
 
