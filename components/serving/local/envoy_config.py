@@ -98,13 +98,15 @@ class Endpoints:
     Attributes:
         first: the backend itself; two while it moves from one port to another.
         instead: who answers while none of ``first`` is healthy.
+        health_path: where each of them says that it is ready, and for which model.
     """
 
     first: frozenset[Backend]
     instead: frozenset[Backend] = frozenset()
+    health_path: str = HEALTH_PATH
 
     def __or__(self, other: "Endpoints") -> "Endpoints":
-        return Endpoints(self.first | other.first, self.instead | other.instead)
+        return Endpoints(self.first | other.first, self.instead | other.instead, other.health_path)
 
     def ports(self) -> set[tuple[int, int]]:
         """(priority, port) of each."""
@@ -119,14 +121,20 @@ def endpoints_by_cluster(routes: Iterable[Route]) -> dict[str, Endpoints]:
     """
     clusters: dict[str, Endpoints] = {}
     for route in routes:
-        wanted = [(route.stable, Endpoints(frozenset({route.stable})))]
+        path = health_path(route.model_name)
+        wanted = [(route.stable, Endpoints(frozenset({route.stable}), health_path=path))]
         if route.canary is not None:
             instead = frozenset() if route.mirror else frozenset({route.stable})
-            wanted.append((route.canary, Endpoints(frozenset({route.canary}), instead)))
+            wanted.append((route.canary, Endpoints(frozenset({route.canary}), instead, path)))
         for backend, endpoints in wanted:
             if clusters.setdefault(backend.name, endpoints) != endpoints:
                 raise InvalidInput("backend name", backend.name, "use it for one backend of one route only")
     return clusters
+
+
+def health_path(model_name: str) -> str:
+    """Where a backend says whether it is ready for a model: whoever else has got its port does not answer there."""
+    return f"/v2/models/{model_name}/ready"
 
 
 def bootstrap(port: int) -> dict[str, Any]:
@@ -240,8 +248,8 @@ def discovery(resources: Sequence[Mapping[str, Any]], version: str) -> dict[str,
     return {"version_info": version, "resources": list(resources)}
 
 
-def cluster(name: str) -> dict[str, Any]:
-    """A backend's cluster: how it is connected to and how its health is watched, the same for each."""
+def cluster(name: str, health_path: str) -> dict[str, Any]:
+    """A backend's cluster: how it is connected to and how its health is watched."""
     return {
         "@type": f"{_TYPE}.config.cluster.v3.Cluster",
         "name": name,
@@ -254,7 +262,7 @@ def cluster(name: str) -> dict[str, Any]:
         "ignore_health_on_host_removal": True,
         "health_checks": [
             {
-                "http_health_check": {"path": HEALTH_PATH},
+                "http_health_check": {"path": health_path},
                 "interval": "1s",
                 "no_traffic_interval": "1s",
                 "unhealthy_interval": "0.25s",
@@ -308,14 +316,15 @@ def assignment(name: str, endpoints: Endpoints) -> dict[str, Any]:
     }
 
 
-def read_assignment(resource: Mapping[str, Any]) -> Endpoints:
-    """The endpoints that ``assignment`` wrote."""
+def read_endpoints(cluster: Mapping[str, Any], resource: Mapping[str, Any]) -> Endpoints:
+    """The endpoints that ``cluster`` and ``assignment`` wrote."""
     found: tuple[set[Backend], set[Backend]] = (set(), set())
     for group in resource["endpoints"]:
         for endpoint in group["lb_endpoints"]:
             port = endpoint["endpoint"]["address"]["socket_address"]["port_value"]
             found[group["priority"]].add(Backend(group["locality"]["zone"], port))
-    return Endpoints(frozenset(found[0]), frozenset(found[1]))
+    path = cluster["health_checks"][0]["http_health_check"]["path"]
+    return Endpoints(frozenset(found[0]), frozenset(found[1]), path)
 
 
 def route_configuration(routes: Sequence[Route]) -> dict[str, Any]:

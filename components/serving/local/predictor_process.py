@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -36,7 +37,10 @@ _HUNG_CHECKS = 3
 _CHECK_TIMEOUT_SECONDS = 3.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _DRAIN_SECONDS = 30.0
-_END_SECONDS = 40.0
+# A predictor's last call, what is in flight, and what it still has to log.
+_END_SECONDS = 45.0
+# Connections that wait for a predictor while it is started, or busy.
+_BACKLOG = 1024
 _SETTLE_SECONDS = 1.0
 _REFUSED = 3
 _LOG_BYTES = 4 * 2**20
@@ -115,6 +119,7 @@ class PredictorProcess:
     def watch(self) -> None:
         """Brings it one step closer to being ready: starts it, sees how it is, notices that it died or hangs."""
         if self.state == "failed":
+            self._turn_away()
             return
         now = time.monotonic()
         if not self._running:
@@ -206,15 +211,12 @@ class PredictorProcess:
     def _listen(self) -> None:
         if self._socket is not None:
             return
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", self.port))
+            self._socket = _listener(self.port)
         except OSError as error:
             _log.warning("%s gets another port than %d: %s", self.arm.name, self.port, error)
-            listener.bind(("127.0.0.1", 0))
-        listener.listen(1024)
-        self._socket, self.port = listener, listener.getsockname()[1]
+            self._socket = _listener(0)
+        self.port = self._socket.getsockname()[1]
 
     def _environment(self, scratch: Path) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
@@ -274,10 +276,22 @@ class PredictorProcess:
         _log.error("%s has failed: %s", self.arm.name, reason)
         # It keeps its route, if it has one: the proxy sees that it is not there, and who is to answer in its place.
         self.state, self.reason = "failed", reason or "it gave no reason"
-        # Connections are refused from now on, instead of waiting for nobody.
+        # It keeps its port too: whoever else got it would be asked in its name.
+        if self._socket is None and self.port:
+            try:
+                self._socket = _listener(self.port)
+            except OSError as error:
+                _log.warning("port %d of %s is somebody else's by now: %s", self.port, self.arm.name, error)
         if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            self._socket.setblocking(False)
+
+    def _turn_away(self) -> None:
+        """Breaks off connections to one that has failed, instead of letting them wait for nobody."""
+        with suppress(BlockingIOError):
+            while self._socket is not None:
+                connection, _ = self._socket.accept()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
 
     def _idle(self) -> bool:
         """Whether it has no request in flight, as far as it answers."""
@@ -316,6 +330,19 @@ def read_status(path: Path) -> dict[str, Any]:
         told = json.loads(path.read_text(encoding="utf-8"))
         return told if isinstance(told, dict) else {}
     return {}
+
+
+def _listener(port: int) -> socket.socket:
+    """A socket that listens on a port of this machine; 0 lets the kernel choose."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def find_predictors(folder: Path) -> dict[str, ProcessIdentity]:

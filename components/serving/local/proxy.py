@@ -255,11 +255,13 @@ class Proxy:
     def _clusters(self) -> dict[str, Endpoints]:
         """The clusters as they were last written."""
         content = self._read_json(envoy_config.CLUSTERS_FILE) or {"resources": []}
-        names = [resource["name"] for resource in content["resources"]]
         found = {}
-        for name in names:
+        for cluster in content["resources"]:
+            name = cluster["name"]
             endpoints = self._read_json(envoy_config.endpoints_file(name))
-            found[name] = envoy_config.read_assignment(endpoints["resources"][0]) if endpoints else Endpoints(frozenset())
+            found[name] = (
+                envoy_config.read_endpoints(cluster, endpoints["resources"][0]) if endpoints else Endpoints(frozenset())
+            )
         return found
 
     def _repair(self) -> None:
@@ -360,7 +362,8 @@ class Proxy:
             if route.model_name in now
             and (
                 now[route.model_name] != route.stable.name
-                or before.get(route.stable.name) != Endpoints(frozenset({route.stable}))
+                or route.stable.name not in before
+                or before[route.stable.name].ports() != {(0, route.stable.port)}
             )
         }
 
@@ -382,7 +385,7 @@ class Proxy:
                 return {server.port for server in servers if server.priority == 0 and server.healthy} >= ports
 
             if not _wait(healthy, deadline):
-                raise NotAvailable(f"the backend {name} does not answer {envoy_config.HEALTH_PATH}: it is given no requests")
+                raise NotAvailable(f"the backend {name} does not answer {clusters[name].health_path}: it is given no requests")
 
     def _let_go(self, wanted: Mapping[str, Endpoints], now: Mapping[str, Endpoints], deadline: float) -> None:
         leaving = {
@@ -448,7 +451,9 @@ def _new_version() -> str:
 
 
 def _clusters_content(clusters: Mapping[str, Endpoints]) -> dict[str, Any]:
-    return envoy_config.discovery([envoy_config.cluster(name) for name in sorted(clusters)], _new_version())
+    return envoy_config.discovery(
+        [envoy_config.cluster(name, clusters[name].health_path) for name in sorted(clusters)], _new_version()
+    )
 
 
 def _routes_content(routes: Sequence[Route], version: str = "") -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A small server in a process of its own, which answers everything with its name: what stands behind the proxy in tests.
 
 Run as ``python named_backend.py NAME PORT``; port 0 lets the kernel choose. The first line it prints is its port. ``POST
-/behave`` with ``{"ready": bool, "status": int, "seconds": float}`` tells it how to answer from then on; ``GET /seen`` tells
-what inference requests it has seen.
+/behave`` with ``{"ready": bool, "status": int, "seconds": float, "models": [str]}`` tells it how to answer from then on, and
+for which models it is ready; ``GET /seen`` tells what inference requests it has seen.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ class Backend:
     def __init__(self, name: str) -> None:
         self.name = name
         self.ready, self.status, self.seconds = True, 200, 0.0
-        self.seen = 0
+        self.seen = self.checks = 0
+        self.models = ["fraud", "churn.eu"]
         self.last_headers: dict[str, str] = {}
         self.most_body = 0
 
@@ -54,8 +55,12 @@ class Backend:
                 setattr(self, name, value)
             return 200, {}
         if path == "/seen":
-            return 200, {"seen": self.seen, "headers": self.last_headers, "most_body": self.most_body}
-        if path in ("/v2/health/ready", "/v2/models/fraud/ready"):
+            return 200, {"seen": self.seen, "checks": self.checks, "headers": self.last_headers, "most_body": self.most_body}
+        if path.endswith("/ready"):
+            model = path.split("/")[3]
+            self.checks += model == "fraud"
+            if model not in ("ready", *self.models):
+                return 404, {}
             return (200 if self.ready else 503), {"ready": self.ready}
         if method == "POST":
             self.seen += 1

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -46,16 +47,41 @@ def watch(process, so):
     until(step, 30)
 
 
-def test_one_that_keeps_crashing_fails_with_its_last_words_and_refuses_connections(start):
+def test_one_that_keeps_crashing_fails_with_its_last_words_and_breaks_connections_off(start):
     process = start("crash")
     watch(process, lambda: process.state == "failed")
     assert process.crashes == predictor_process.CRASHES
     assert "exit status 1" in process.reason
     assert process.reason.endswith("first line\nthe last words")
-    with pytest.raises(ConnectionRefusedError):
-        get(process.port, "/", timeout=1)
-    process.watch()
+    with socket.create_connection(("127.0.0.1", process.port), timeout=5) as waiting:
+        process.watch()
+        with pytest.raises(ConnectionResetError):
+            waiting.recv(1)
     assert process.crashes == predictor_process.CRASHES
+
+
+def test_the_port_of_one_that_has_failed_is_nobody_elses_also_under_the_next_supervisor(start):
+    process = start("refuse")
+    watch(process, lambda: process.state == "failed")
+    assert not can_be_taken(process.port)
+    process.status_file.write_text('{"state": "failed", "reason": "golden row 0", "pid": 1}')
+    # As if the supervisor that holds the socket had died.
+    process._socket.close()
+    again = start("refuse", port=process.port, routed=True)
+    assert not can_be_taken(process.port)
+    assert (again.state, again.port) == ("failed", process.port)
+    until(again.leave, 5)
+    assert can_be_taken(process.port)
+
+
+def can_be_taken(port):
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            stranger.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def test_one_that_refuses_its_model_is_not_started_again(start):
