@@ -11,6 +11,7 @@ Each backend is one cluster for as long as it is there, whatever its part: a can
 connections and its counts, for only its endpoints and the routes change.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,15 +31,23 @@ KEY_HEADER = "x-modelyard-key"
 # Asked by the proxy itself, to see which routes are in force; no URL leads there.
 PROBE_HOST = "routes.modelyard.invalid"
 HEALTH_PATH = "/v2/health/ready"
+# A rollout's mark on the requests that it sends to a version itself: no client's request carries it.
+CHECK_HEADER = "x-modelyard-check"
+# What a client has to send a request, and then a backend to answer it.
 REQUEST_SECONDS = 30
 CONNECT_SECONDS = 1
 # A server may close a connection that has been idle, at the very moment of a request: Envoy has to be first.
 # Uvicorn's own limit is 5 s.
 IDLE_SECONDS = 3
 MAX_CONNECTIONS = 10_000
+# As many as a predictor has room for in its queue. It answers them within seconds, long before they are late; what comes on
+# top is refused at once, so that one slow version cannot hold what the others need.
+MAX_REQUESTS = 1024
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")
 _TYPE = "type.googleapis.com/envoy"
+_GET = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
+_JSON = {"header": {"key": "content-type", "value": "application/json"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 _ERROR_FORMAT = {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}
 
 
@@ -198,6 +207,9 @@ def _listener(port: int) -> dict[str, Any]:
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "server_header_transformation": "PASS_THROUGH",
         "request_headers_timeout": "10s",
+        # However slowly a client sends its request, or takes its answer, it does not hold a backend for ever.
+        "request_timeout": f"{REQUEST_SECONDS}s",
+        "stream_idle_timeout": f"{REQUEST_SECONDS + 5}s",
         "local_reply_config": {
             "mappers": [
                 {
@@ -260,6 +272,16 @@ def cluster(name: str, health_path: str) -> dict[str, Any]:
         # A change of health is in force at once, not a second later together with others.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
         "ignore_health_on_host_removal": True,
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": MAX_REQUESTS,
+                    "max_pending_requests": MAX_REQUESTS,
+                    "max_requests": MAX_REQUESTS,
+                    "max_retries": 0,
+                }
+            ]
+        },
         "health_checks": [
             {
                 "http_health_check": {"path": health_path},
@@ -332,11 +354,14 @@ def route_configuration(routes: Sequence[Route]) -> dict[str, Any]:
     served = ", ".join(sorted(route.model_name for route in routes)) or "none"
     rules = [rule for route in routes for rule in _model_rules(route)]
     rules.append(_reply(200, '{"live": true}', path="/v2/health/live"))
-    if routes:
-        # One answer for the whole server: each model has its own at /v2/models/NAME/ready.
-        rules.append({"match": {"path": HEALTH_PATH}, "route": _to(routes[0].stable)})
-    else:
-        rules.append(_reply(503, "no model is served", path=HEALTH_PATH))
+    # One answer for the whole server: each model has its own at /v2/models/NAME and /v2/models/NAME/ready.
+    for path in (HEALTH_PATH, "/v2", "/v2/"):
+        if routes:
+            rules.append({"match": {"path": path, "headers": [_GET]}, "route": _to(routes[0].stable)})
+        else:
+            rules.append(_reply(503, "no model is served", path=path))
+    names = json.dumps({"models": sorted(route.model_name for route in routes)})
+    rules.append({**_reply(200, names, path="/v1/models"), "response_headers_to_add": [_JSON]})
     for version in ("v1", "v2"):
         rules.append(
             _reply(404, f"no such model, or no such path of it (models served: {served})", prefix=f"/{version}/models/")
@@ -345,7 +370,7 @@ def route_configuration(routes: Sequence[Route]) -> dict[str, Any]:
     return {
         "@type": f"{_TYPE}.config.route.v3.RouteConfiguration",
         "name": ZONE,
-        "virtual_hosts": [{"name": "models", "domains": ["*"], "routes": rules}],
+        "virtual_hosts": [{"name": "models", "domains": ["*"], "routes": rules, "request_headers_to_remove": [CHECK_HEADER]}],
     }
 
 

@@ -431,6 +431,9 @@ def test_only_inference_metadata_and_health_of_served_models_pass(proxy, start_b
             assert ask(proxy.port, "/" + path.replace("M", model), method="GET")[:2] == (200, backend)
     assert ask(proxy.port, "/v2/health/ready", method="GET")[3] == {"ready": True}
     assert ask(proxy.port, "/v2/health/live", method="GET")[3] == {"live": True}
+    assert ask(proxy.port, "/v2", method="GET")[:2] == (200, "fraud-1")
+    status, _, headers, body = ask(proxy.port, "/v1/models", method="GET")
+    assert (status, headers["content-type"], body) == (200, "application/json", {"models": ["churn.eu", "fraud"]})
     refused = [
         *(
             "/",
@@ -482,10 +485,11 @@ def test_no_request_is_sent_twice_even_if_it_asks_for_it(proxy, start_backend):
     assert not set(headers) & set(stable.seen()["headers"])
 
 
-def test_a_request_keeps_its_id_and_key_and_gets_an_id_if_it_has_none(proxy, start_backend):
+def test_a_request_keeps_its_id_and_key_but_not_a_rollouts_mark_and_gets_an_id_if_it_has_none(proxy, start_backend):
     stable = start_backend("fraud-1")
     proxy.apply([Route("fraud", stable.backend)])
-    ask(proxy.port, headers={"x-request-id": "mine", "x-modelyard-key": "customer-1"})
+    ask(proxy.port, headers={"x-request-id": "mine", "x-modelyard-key": "customer-1", "X-Modelyard-Check": "1"})
+    assert "x-modelyard-check" not in stable.seen()["headers"]
     assert stable.seen()["headers"]["x-request-id"] == "mine"
     assert stable.seen()["headers"]["x-modelyard-key"] == "customer-1"
     ask(proxy.port)
@@ -504,6 +508,22 @@ def test_a_backend_that_does_not_answer_in_time_or_breaks_off_is_counted_as_fail
         stable.kill()
         assert {request.result()[0] for request in waiting} == {503}
     assert proxy.counts()["fraud-1"] == BackendCounts(failed=4)
+
+
+def test_a_client_that_never_ends_its_request_is_cut_off(tmp_path, start_backend, monkeypatch):
+    monkeypatch.setattr(envoy_config, "REQUEST_SECONDS", 1)
+    proxy, stable = Proxy(tmp_path / "proxy", free_port()), start_backend("fraud-1")
+    proxy.start()
+    try:
+        proxy.apply([Route("fraud", stable.backend)])
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client:
+            client.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{" % INFER.encode())
+            answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert proxy.counts()["fraud-1"] == BackendCounts()
+        assert ask(proxy.port)[:2] == (200, "fraud-1")
+    finally:
+        proxy.stop(timeout=2)
 
 
 def test_client_errors_are_counted_as_rejected(proxy, start_backend):
