@@ -186,7 +186,12 @@ def _unused_name(home: Path) -> str:
 def _run(title: str, package: Path, parameters: dict[str, Any], home: Path) -> RunResult:
     progress = Progress()
     result = run_pipeline(
-        package, parameters, home, on_step=progress.step, on_start=lambda folder: progress.start(title, folder)
+        package,
+        parameters,
+        home,
+        on_step=progress.step,
+        on_start=lambda folder: progress.start(title, folder),
+        on_line=progress.line,
     )
     progress.finish(result)
     if result.state != "succeeded":

@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from modelyard.components.announcements import MARK
 from modelyard.components.artifacts.digest import file_digest
 from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
 from modelyard.components.storage.files import atomic_file
@@ -38,6 +39,7 @@ from modelyard.scripts.step_process import Lifeline, StepProcess
 # As long as Kubernetes gives a pod between SIGTERM and SIGKILL.
 GRACE_SECONDS = 30.0
 _TAIL_LINES = 60
+_FOLLOW_SECONDS = 0.5
 _REPORT_SUFFIXES = {"system.HTML": ".html", "system.Markdown": ".md"}
 # As a traceback names a ModelyardError; those that are private to a module never leave it.
 _OWN_ERROR = re.compile(r"modelyard\.components\.(?:\w+\.)+[A-Z]\w*: ")
@@ -117,6 +119,7 @@ def run_pipeline(
     home: str | os.PathLike[str],
     on_step: Callable[[Step], None] | None = None,
     on_start: Callable[[Path], None] | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Runs a compiled pipeline to its end.
 
@@ -128,6 +131,7 @@ def run_pipeline(
         home: folder of all local state; steps find it as ``MODELYARD_HOME``.
         on_step: called when a step starts and again when it ends.
         on_start: called with the run's folder before the first step.
+        on_line: called with each line that a step announces (``announcements``), from another thread.
 
     Returns:
         The outcome; a failed run is a result, too.
@@ -157,7 +161,7 @@ def run_pipeline(
         try:
             if on_start:
                 on_start(record.folder)
-            return _Execution(package, record, state, on_step).run(values)
+            return _Execution(package, record, state, on_step, on_line).run(values)
         finally:
             record.close()
     finally:
@@ -176,9 +180,14 @@ class _Execution:
     """One run in progress."""
 
     def __init__(
-        self, package: compiled.Package, record: RunRecord, home: Path, on_step: Callable[[Step], None] | None
+        self,
+        package: compiled.Package,
+        record: RunRecord,
+        home: Path,
+        on_step: Callable[[Step], None] | None,
+        on_line: Callable[[str], None] | None,
     ) -> None:
-        self._package, self._record, self._on_step = package, record, on_step
+        self._package, self._record, self._on_step, self._on_line = package, record, on_step, on_line
         self._environment = {**os.environ, "MODELYARD_HOME": str(home)}
         self._lifeline = Lifeline()
         self._steps: dict[str, Step] = {}
@@ -339,7 +348,8 @@ class _Execution:
         try:
             if self._signal:
                 raise _Cancelled
-            status = process.run()
+            with self._followed(Path(step.log)):
+                status = process.run()
         finally:
             self._processes.discard(process)
         if self._signal:
@@ -350,6 +360,33 @@ class _Execution:
             with Path(step.log).open("a", encoding="utf-8") as log:
                 log.write(f"\nended by {_signal_name(-status)}\n")
         return status
+
+    @contextlib.contextmanager
+    def _followed(self, log: Path) -> Iterator[None]:
+        """Passes on what the step announces while the block runs, the last of it before the block ends."""
+        if self._on_line is None:
+            yield
+            return
+        log.touch()
+        ended = threading.Event()
+        follower = threading.Thread(target=self._follow, args=(log, ended), daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()
+
+    def _follow(self, log: Path, ended: threading.Event) -> None:
+        # Whoever does not read on is noticed where the run itself says its next word.
+        with log.open(encoding="utf-8", errors="replace") as written, contextlib.suppress(BrokenPipeError):
+            rest, last = "", False
+            while not last:
+                last = ended.wait(_FOLLOW_SECONDS)
+                *lines, rest = (rest + written.read()).split("\n")
+                for line in lines:
+                    if self._on_line and line.startswith(MARK):
+                        self._on_line(line.removeprefix(MARK))
 
     def check_condition(self, original: Callable[..., bool], resolve: Callable[..., Any], condition: str, store: Any) -> bool:
         """Stands in for KFP's ``evaluate_condition``, which skips every branch when a text holds a quote."""

@@ -52,6 +52,13 @@ class Progress:
                 self._write(f"{step.seconds:8.1f} s  {self._paint(step.name + note, colour)}\n")
             self._show_running()
 
+    def line(self, text: str) -> None:
+        """Passes on what a step announces while it runs."""
+        with self._guard:
+            self._clear()
+            self._write(f"       …    {self._paint(text, _DIM)}\n")
+            self._show_running()
+
     def finish(self, result: RunResult) -> None:
         """Tells how a run ended, and where to look."""
         self._ended.set()

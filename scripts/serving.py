@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 from modelyard.components import settings
 from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.serving.buckets import LATENCY_EDGES, SCORE_EDGES
 from modelyard.components.serving.local.target import Health, LocalTarget
 from modelyard.components.serving.target import Arm, Counts, ServedModel, ServingState
+from modelyard.components.storage.locks import is_held
 from modelyard.scripts import cli
 
 
@@ -38,6 +41,9 @@ def serve_command(arguments: argparse.Namespace) -> int:
     for state in states:
         if state.stable and state.stable.ready:
             print(f"\n{how_to_call(target, state.model_name)}")
+    for state in states:
+        if state.stable and not state.stable.ready:
+            print(f"modelyard: {_what_to_do(target, state, state.stable)}", file=sys.stderr)
     return cli.OK if all(_answers(state) for state in states) else cli.FAILED
 
 
@@ -74,6 +80,8 @@ def rollback_command(arguments: argparse.Namespace) -> int:
     done = roll_back(arguments.name, target, arguments.reason)
     print(f"{arguments.name}: version {done.version} is in charge again, in place of version {done.replaced}")
     print(f"  registry  {done.registry}")
+    if _pending(target, arguments.name):
+        print(f"            {_who_tells_it(arguments.name)}")
     return cli.OK
 
 
@@ -83,6 +91,8 @@ def split_command(arguments: argparse.Namespace) -> int:
     if arguments.end:
         if arguments.version or arguments.share is not None or arguments.mirror:
             raise InvalidInput("--end", True, "it takes no --version, --share or --mirror")
+        if arguments.name not in (names := target.model_names()):
+            raise InvalidInput("model", arguments.name, f"it is not served here; what is: {', '.join(names) or 'nothing'}")
         target.roll_back(arguments.name)
     else:
         if not arguments.version or arguments.share is None:
@@ -154,6 +164,19 @@ def _answers(state: ServingState) -> bool:
     return state.stable is None or state.stable.ready
 
 
+def _what_to_do(target: LocalTarget, state: ServingState, stable: Arm) -> str:
+    """About a version in charge that does not answer."""
+    name, reason = state.model_name, (stable.reason.splitlines() or ["it is not ready yet"])[0]
+    logs = [
+        found["log"] for arm, found in target.health().predictors.items() if arm.startswith(f"{name}-v{stable.model.version}-")
+    ]
+    another = f"modelyard rollback {name}" if state.previous else f"modelyard serve {name} --version another"
+    return (
+        f"version {stable.model.version} of {name!r} does not answer: {reason}. Log: {', '.join(logs) or 'none'}. "
+        f"Try again with modelyard serve {name}, or serve another version: {another}"
+    )
+
+
 def _counts(target: LocalTarget, model_name: str) -> tuple[Counts | None, Counts | None]:
     try:
         counts = target.counts(model_name)
@@ -170,10 +193,20 @@ def _described(target: LocalTarget, state: ServingState) -> Iterator[str]:
     ):
         if arm:
             yield from _described_arm(label, arm, counts)
-    if state.previous:
+    taken_back = _taken_back(target, state)
+    if taken_back:
+        version = taken_back["from"]["version"]
+        yield f"  previous  version {version}, taken back: {taken_back['reason']}"
+        yield f"            modelyard serve {state.model_name} --version {version} serves it again"
+    elif state.previous:
         yield f"  previous  version {state.previous.version}  (modelyard rollback {state.model_name} brings it back)"
     if rollout := _last_rollout(target, state.model_name):
-        yield f"  rollout   {_told(rollout)}"
+        yield f"  rollout   {_told(rollout)}{_since_then(rollout, taken_back)}"
+        if rollout["interrupted"]:
+            yield f"            {_how_to_go_on(state, rollout)}"
+    for change in _pending(target, state.model_name):
+        yield f"  registry  not told yet: {_change_told(change)}"
+        yield f"            {_who_tells_it(state.model_name)}"
 
 
 def _described_arm(label: str, arm: Arm, counts: Counts | None) -> Iterator[str]:
@@ -188,7 +221,53 @@ def _described_arm(label: str, arm: Arm, counts: Counts | None) -> Iterator[str]
 def _last_rollout(target: LocalTarget, model_name: str) -> dict[str, Any]:
     """What the last rollout's notes say in short; empty if there was none."""
     rollout = (target.read_record(model_name) or {}).get("rollout") or {}
-    return {name: rollout[name] for name in ("version", "phase", "decision", "outcome", "reasons") if name in rollout}
+    if not rollout:
+        return {}
+    told = {name: rollout[name] for name in ("version", "digest", "phase", "decision", "outcome", "reasons") if name in rollout}
+    return {
+        **told,
+        "interrupted": not told.get("outcome") and not is_held(settings.home() / "serving" / f"{model_name}.rollout.lock"),
+    }
+
+
+def _how_to_go_on(state: ServingState, rollout: dict[str, Any]) -> str:
+    """About a rollout that no process is at work on, though it has not ended."""
+    canary, again = state.canary, "run the release again to go on"
+    if canary is None or canary.model.digest != rollout["digest"]:
+        return f"interrupted: {again}"
+    has = f"a copy of {canary.share} %" if canary.mirrored else f"{canary.share} %"
+    return f"interrupted, has {has} of the traffic: {again}, or modelyard split {state.model_name} --end"
+
+
+def _taken_back(target: LocalTarget, state: ServingState) -> dict[str, Any]:
+    """The notes of the last rollback, if what is served is what it left, so that repeating it changes nothing; else empty."""
+    done = (target.read_record(state.model_name) or {}).get("rolled_back") or {}
+    if not done.get("answer") or state.stable is None or state.previous is None:
+        return {}
+    left = (state.stable.model.digest, state.previous.digest)
+    return done if left == (done["to"]["digest"], done["from"]["digest"]) else {}
+
+
+def _since_then(rollout: dict[str, Any], taken_back: dict[str, Any]) -> str:
+    """What became of a version after its rollout."""
+    if not taken_back or rollout.get("outcome") != "promoted" or taken_back["from"]["digest"] != rollout["digest"]:
+        return ""
+    return f"; taken back since: {taken_back['reason']}"
+
+
+def _pending(target: LocalTarget, model_name: str) -> list[dict[str, str]]:
+    """Changes that the registry could not be told."""
+    return (target.read_record(model_name) or {}).get("pending") or []
+
+
+def _change_told(change: dict[str, str]) -> str:
+    if change["action"] == "reject":
+        return f"version {change['version']} is to be sent back"
+    return f"version {change['version']} is to be champion again, version {change['replacing']} to be sent back"
+
+
+def _who_tells_it(model_name: str) -> str:
+    return f"the next rollout, rollback or modelyard serve {model_name} tells it"
 
 
 def _told(rollout: dict[str, Any]) -> str:
@@ -215,6 +294,9 @@ def _described_health(health: Health, names: list[str]) -> Iterator[str]:
 def _content(target: LocalTarget, states: list[ServingState], health: Health) -> dict[str, Any]:
     return {
         **asdict(health),
+        # Of the counts by latency (seconds) and score: each holds what is at most its edge, and one more the rest.
+        "latency_edges": LATENCY_EDGES,
+        "score_edges": SCORE_EDGES,
         "models": {state.model_name: _model_content(target, state) for state in states},
     }
 
@@ -230,4 +312,6 @@ def _model_content(target: LocalTarget, state: ServingState) -> dict[str, Any]:
         "previous": asdict(state.previous) if state.previous else None,
         "url": state.url,
         "rollout": _last_rollout(target, state.model_name) or None,
+        "rolled_back": _taken_back(target, state) or None,
+        "registry_pending": _pending(target, state.model_name),
     }

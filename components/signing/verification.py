@@ -160,9 +160,11 @@ def _check_files(directory: Path, expected: dict[str, str]) -> None:
     found = set(list_files(directory)) - {PROVENANCE_FILE}
     missing, added = expected.keys() - found, found - expected.keys()
     altered = [name for name in sorted(found & expected.keys()) if file_digest(directory / name) != expected[name]]
-    for what, names in (("missing", missing), ("added", added), ("altered", altered)):
+    for what, names in (("removed", missing), ("added", added), ("altered", altered)):
         if names:
-            raise VerificationFailed(f"{len(names)} of its files {what} since it was signed: {', '.join(sorted(names)[:5])}")
+            was = "was" if len(names) == 1 else "were"
+            shown = ", ".join(sorted(names)[:5])
+            raise VerificationFailed(f"{len(names)} of its files {was} {what} since it was signed: {shown}")
 
 
 def _check_expectations(provenance: Provenance, model_name: str, digest: str) -> None:

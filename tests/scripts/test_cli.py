@@ -124,6 +124,22 @@ def test_output_that_nobody_reads_to_its_end_is_no_error(packages, tmp_path):
     os.close(writer)
 
 
+def test_what_a_run_leaves_serving_is_told_with_how_to_end_it(tmp_path, monkeypatch, capsys):
+    from modelyard.components.serving.local.target import Health, LocalTarget
+    from modelyard.components.serving.target import ServingState
+    from modelyard.scripts.run_command import _tell_what_is_served
+
+    _tell_what_is_served(tmp_path, "")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(LocalTarget, "health", lambda self: Health(True, 8080, 1, 2, {}, ""))
+    monkeypatch.setattr(LocalTarget, "model_names", lambda self: ["fraud"])
+    monkeypatch.setattr(LocalTarget, "state", lambda self, name: ServingState(name, url="http://127.0.0.1:8080"))
+    _tell_what_is_served(tmp_path, " --home here")
+    shown = capsys.readouterr().out
+    assert shown.startswith("  serving   http://127.0.0.1:8080/v1/models/fraud:predict\n")
+    assert "modelyard status --home here shows it, modelyard stop --home here ends it" in shown
+
+
 @pytest.mark.parametrize("command", [["status"], ["serve", "fraud"], ["serve"], ["stop"], ["split", "fraud", "--end"]])
 def test_a_home_that_can_hold_no_state_is_one_clear_line(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MODELYARD_HOME", "")

@@ -280,6 +280,8 @@ def test_a_run_that_still_goes_on_is_left_alone(packages, tmp_path, modelyard):
 def test_an_interrupted_run_lets_its_step_write_a_checkpoint(packages, tmp_path, modelyard, number, status):
     process = modelyard("run", packages / "waiting.yaml", "-p", f"folder_uri={tmp_path}")
     wait_until((tmp_path / "started").exists)
+    # At once, while the step goes on.
+    assert "       …    waiting for the end\n" in iter(process.stdout.readline, "")
     process.send_signal(number)
     output, errors = process.communicate(timeout=20)
     assert process.returncode == status, errors
@@ -288,6 +290,7 @@ def test_an_interrupted_run_lets_its_step_write_a_checkpoint(packages, tmp_path,
     assert record["state"] == "cancelled"
     assert [step["state"] for step in record["steps"]] == ["succeeded", "cancelled"]
     assert "asked wait to stop" in output
+    assert "in many words" not in output
     assert re.search(
         r"^  error +cancelled by SIG\w+\n +told to stop: the checkpoint is kept\n +Run it again", output, re.MULTILINE
     )

@@ -17,6 +17,7 @@ from modelyard.components.rollout.record import Progress
 from modelyard.components.serving.local.processes import find
 from modelyard.components.serving.local.target import LocalTarget
 from modelyard.components.serving.target import ServedModel
+from modelyard.components.storage.locks import exclusive_lock
 from modelyard.scripts import cli
 from modelyard.scripts.serving import _golden_row
 from tests.services.servers import free_port
@@ -105,6 +106,26 @@ def test_a_model_is_served_looked_at_split_rolled_back_and_stopped(home, capsys)
     assert re.search(r"^  previous +version 1 ", capsys.readouterr().out, re.MULTILINE)
     run("rollback", "fraud", "--reason", "too many complaints")
     assert "version 1 is in charge again, in place of version 2" in capsys.readouterr().out
+    promoted = Progress("2", LocalTarget(home).state("fraud").previous.digest, "", {}, decision="pass", outcome="promoted")
+    notes = record.read(LocalTarget(home), "fraud")
+    notes.rollout = promoted
+    notes.pending = [{"action": "reject", "version": "2", "digest": "", "replacing": "", "reason": ""}]
+    record.write(LocalTarget(home), "fraud", notes)
+    run("status", "fraud")
+    shown = capsys.readouterr().out
+    assert "previous  version 2, taken back: too many complaints\n" in shown
+    assert "modelyard serve fraud --version 2 serves it again" in shown
+    assert "modelyard rollback" not in shown
+    assert "rollout   version 2: pass, promoted; taken back since: too many complaints\n" in shown
+    assert "registry  not told yet: version 2 is to be sent back\n" in shown
+    assert "the next rollout, rollback or modelyard serve fraud tells it" in shown
+    run("status", "fraud", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["models"]["fraud"]["rolled_back"]["reason"] == "too many complaints"
+    assert found["models"]["fraud"]["registry_pending"] == notes.pending
+    assert len(found["latency_edges"]) + 1 == len(found["models"]["fraud"]["stable"]["counts"]["latency"])
+    assert len(found["score_edges"]) + 1 == len(found["models"]["fraud"]["stable"]["counts"]["scores"])
+    LocalTarget(home).write_record("fraud", None)
 
     for _ in range(2):
         run("stop")
@@ -144,7 +165,20 @@ def test_the_status_shows_why_a_version_failed_and_how_the_last_rollout_ended(ho
     assert found["rollout"]["reasons"] == ["it is slow", "it errs"]
     assert found["canary"]["failed"] is True
     assert found["stable"]["model"]["digest"] == digest
+    canary = target.state("fraud").canary.model.digest
+    watching = record.Record(rollout=Progress("9", canary, "", {}, phase="watching"))
+    target.write_record("fraud", watching.to_json())
+    with exclusive_lock(home / "serving" / "fraud.rollout.lock"):
+        run("status", "fraud")
+        assert "  rollout   version 9: watching\nproxy" in capsys.readouterr().out
+    run("status", "fraud")
+    assert (
+        "  rollout   version 9: watching\n            interrupted, has 0 % of the traffic: run the release again to go on, "
+        "or modelyard split fraud --end\n"
+    ) in capsys.readouterr().out
     target.roll_back("fraud")
+    run("status", "fraud")
+    assert "            interrupted: run the release again to go on\n" in capsys.readouterr().out
     target.write_record("fraud", None)
 
 
@@ -162,6 +196,7 @@ def test_the_status_shows_why_a_version_failed_and_how_the_last_rollout_ended(ho
         (["split", "fraud", "--share", "5"], "give --version and --share, or --end"),
         (["split", "fraud", "--version", "2", "--share", "101"], "--share = 101"),
         (["split", "fraud", "--end", "--share", "5"], "--end"),
+        (["split", "nobody", "--end"], "it is not served here; what is: fraud"),
     ],
 )
 def test_bad_input_is_one_clear_line(home, words, message, capsys):

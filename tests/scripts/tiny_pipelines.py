@@ -90,7 +90,11 @@ def wait(folder_uri: str, partial: dsl.Output[dsl.Artifact], heed_sigterm: bool 
     import time
     from pathlib import Path
 
+    from modelyard.components.announcements import announce
     from modelyard.components.errors import NotAvailable
+
+    announce("waiting for the end")
+    print("and saying so in many words")
 
     def checkpoint(number, frame):
         if heed_sigterm:
