@@ -45,7 +45,8 @@ def rollout_model(
         look_seconds: Time between two looks.
         deadline_seconds: How long a step may wait for its requests before the rollout is inconclusive.
         shadow_seconds: How long a copy of all traffic is sent to the version before the first step; 0 for not at all.
-        limits: What is allowed, by key: alpha (0.05: chance that the tests roll back a version within the limits),
+        limits: What is allowed, by key: alpha (0.05: chance that the tests roll back a version within the limits, if requests
+            are dealt out at random; larger where callers send x-modelyard-key and one of them is always refused),
             max_failure_ratio (1: odds of a failed request, times those of the version in charge), max_rejected_ratio (1),
             max_latency_ratio (2), score_tolerance (0.1: shift of the scores beyond what the models' reference samples
             show) and ready_grace_seconds (30); what is left out keeps its default.

@@ -274,7 +274,7 @@ class Rollout:
 
     def _watch(self) -> None:
         progress = self._progress
-        self._evidence = Evidence(self._plan.limits, self._reference_shift(), progress.evidence)
+        self._evidence = Evidence(self._plan.limits, self._reference_shift(), progress.evidence, self._plan.look_seconds)
         while progress.step < len(self._steps):
             step = self._steps[progress.step]
             self._enter(step)

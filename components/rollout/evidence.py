@@ -2,7 +2,12 @@
 
 Two fifths of ``alpha`` go to failed requests, which is what most bad versions show first and what users notice; the rest in
 equal parts to rejected requests, latency and scores. By Bonferroni's inequality a version within the limits is rolled back by
-any of them with a chance of at most ``alpha``, however long it is watched and however often it is looked at.
+any of them with a chance of at most ``alpha``, however long it is watched and however often it is looked at, on two conditions:
+
+* Requests are dealt out to the arms at random. Where callers send ``x-modelyard-key`` instead, a caller's requests all go to
+  one arm, and what is dealt out are callers: a single one that is always refused makes false alarms several times as frequent
+  as ``alpha``, or hides a version that is worse. The larger ``max_rejected_ratio`` and ``max_failure_ratio``, the less so.
+* Nothing but the version slows an arm for longer than ``latency.TURN_SECONDS`` at a time.
 """
 
 import math
@@ -46,9 +51,10 @@ class Evidence:
         limits: what is allowed.
         models_apart: distance between the two models' scores on their reference samples, 0 to 1.
         state: what ``to_json`` of an earlier process gave; empty to begin.
+        look_seconds: time between two looks, at least.
     """
 
-    def __init__(self, limits: Limits, models_apart: float, state: dict[str, Any]) -> None:
+    def __init__(self, limits: Limits, models_apart: float, state: dict[str, Any], look_seconds: float = 10.0) -> None:
         alpha = {name: share * limits.alpha for name, share in SHARES.items()}
         if state:
             self._failed = FailureEvidence.from_json(state[FAILED])
@@ -58,7 +64,7 @@ class Evidence:
         else:
             self._failed = FailureEvidence(alpha[FAILED], limits.max_failure_ratio)
             self._rejected = FailureEvidence(alpha[REJECTED], limits.max_rejected_ratio)
-            self._latency = LatencyEvidence(alpha[LATENCY], limits.max_latency_ratio)
+            self._latency = LatencyEvidence(alpha[LATENCY], limits.max_latency_ratio, look_seconds)
             self._scores = ScoreEvidence(alpha[SCORES], min(1.0, models_apart + limits.score_tolerance))
         self.limits = limits
 

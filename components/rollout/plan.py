@@ -10,6 +10,10 @@
 | ``max_latency_ratio`` | 2.0 | allowed latency, as a multiple of the stable version's; rounded up to a power of √2 |
 | ``score_tolerance`` | 0.1 | shift of the scores allowed beyond the one between the two models' reference samples, 0 to 1 |
 | ``ready_grace_seconds`` | 30 | how long the canary may be not ready, or the target not reached, before that decides |
+
+``alpha`` holds if requests are dealt out at random. Where callers send ``x-modelyard-key``, all requests of a caller go to one
+version, and one caller that is always refused makes false alarms more frequent, or hides a worse version: allow a larger
+``max_rejected_ratio`` there. For latency see ``latency.LatencyEvidence``: a version that is too slow shows after some minutes.
 """
 
 import math

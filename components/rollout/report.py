@@ -13,7 +13,7 @@ from modelyard.components.plots.charts import Line, line_chart
 from modelyard.components.plots.page import Banner, Cell, Facts, Figures, Notes, Section, Table, render_page
 from modelyard.components.rollout.evidence import FAILED, LATENCY, REJECTED, SCORES, TITLES, Evidence
 from modelyard.components.rollout.increments import Increment
-from modelyard.components.rollout.latency import quantile
+from modelyard.components.rollout.latency import TURN_SECONDS, quantile
 from modelyard.components.rollout.plan import Limits
 from modelyard.components.rollout.record import CANARY, STABLE, Progress
 from modelyard.components.serving.buckets import LATENCY_EDGES, SCORE_EDGES
@@ -74,7 +74,10 @@ def render_report(model_name: str, progress: Progress) -> str:
                 "Evidence",
                 [_evidence_table(evidence, progress), *_evidence_figures(evidence, progress)],
                 intro="Each test holds an e-value: 1 says nothing, its boundary decides. However often one looks, a version "
-                f"within the limits reaches any boundary with a chance of at most {100 * evidence.limits.alpha:g} %.",
+                f"within the limits reaches any boundary with a chance of at most {100 * evidence.limits.alpha:g} %, if "
+                "requests are dealt out at random. Where callers send x-modelyard-key, one caller always refused weighs on one "
+                "arm, and that chance is larger. The latency test also takes it that nothing but the version slows an arm for "
+                f"longer than {TURN_SECONDS:g} s at a time.",
             )
         )
     if progress.timeline:
@@ -134,17 +137,13 @@ def _evidence_table(evidence: Evidence, progress: Progress) -> Table:
     for name, test in evidence.tests.items():
         failed = test.decision == "fail"
         low, high = test.interval
-        # Latency's interval is of another figure than its estimate: of the odds of a slow request.
-        bounds = (
-            f"odds of a slow one [{_figure(low)}, {_figure(high)}]" if name == LATENCY else f"[{_figure(low)}, {_figure(high)}]"
-        )
         rows.append(
             [
                 Cell("against it" if failed else "nothing against it", tone="bad" if failed else "good", badge=True),
                 TITLES[name],
                 seen[name](canary),
                 seen[name](stable),
-                Cell(_figure(test.estimate), bounds),
+                Cell(_figure(test.estimate), f"[{_figure(low)}, {_figure(high)}]"),
                 allowed[name],
                 Cell(f"{math.exp(min(test.log_e_value, 700.0)):.3g}", f"boundary {test.threshold:g}", "bad" if failed else ""),
             ]

@@ -16,9 +16,13 @@ With ``alpha = 0.02``, ten looks of 300 canary and 2,700 stable requests and a s
 tests) fail 1.4 % of sound canaries and 73 % of those that fail twice as often. Ville's inequality promises the first figure
 to stay at or below 2 % for any number of looks; the second depends on the traffic.
 
-What the guarantee rests on is that the proxy deals out requests at random. Where it deals out clients instead, by a key, a
-single client that fails all the time weighs on one arm alone: give such tests a tolerance. A mirrored arm, which gets the
-same requests as the stable one, only varies less than the tests assume.
+What the guarantee rests on is that the proxy deals out requests at random. Where it deals out clients instead, by
+``x-modelyard-key``, it does not hold: a single client that fails or is refused all the time weighs on one arm alone, and with
+it a sound canary is failed several times as often as ``alpha`` says, or a bad one is not. A tolerance makes that rarer, and
+promises nothing. A mirrored arm, which gets the same requests as the stable one, only varies less than the tests assume.
+
+Latencies depend on each other in time, however requests are dealt out; what that test assumes instead is said in
+`LatencyEvidence`.
 """
 
 from modelyard.components.rollout.failures import FailureEvidence, is_burst

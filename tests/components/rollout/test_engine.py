@@ -57,7 +57,7 @@ def test_a_good_version_gets_its_steps_one_after_another_and_is_promoted(trial):
 )
 def test_a_version_that_is_worse_is_rolled_back_and_its_reason_is_kept(trial, behaviour, reason):
     at = trial({"3": behaviour})
-    done = at.run()
+    done = at.run(bake_seconds=120)
     assert (done.decision, done.outcome) == ("fail", "rolled_back")
     assert reason in "; ".join(done.reasons)
     assert at.in_charge == "1"
