@@ -8,6 +8,12 @@
 | ``MODELYARD_SIGNING_KEY`` | path of the private signing key (PEM) | ``keys/signing.pem`` in the home, made on first use |
 | ``MODELYARD_VERIFICATION_KEY`` | path of the public key that signatures are checked with | ``keys/signing.pub`` in the home |
 | ``MODELYARD_CODE_REVISION`` | revision of the code that runs, written into a model's provenance | the checkout's git commit |
+| ``MODELYARD_SERVING_PORT`` | port on 127.0.0.1 that the models served on a laptop answer on | 8080 |
+| ``MODELYARD_PREDICTION_LOG`` | folder, ``s3://`` or ``gs://`` prefix of the prediction log | ``predictions/`` in the home |
+| ``MODELYARD_PREDICTION_LOG_SECONDS`` | age at which a predictor writes what it has to log | 60 |
+| ``MODELYARD_PREDICTION_LOG_DAYS`` | days after which logged rows on this machine are removed | kept |
+| ``MODELYARD_MAX_REQUEST_BYTES`` | largest body of a request to a predictor | 10 MiB |
+| ``MODELYARD_MAX_REQUEST_ROWS`` | most rows of one | 50,000 |
 
 Other ways to sign and to trust are configured by the variables that ``modelyard.components.signing`` lists.
 

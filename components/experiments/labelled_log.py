@@ -32,6 +32,7 @@ class Quality:
 
     Attributes:
         predictions: in the log, of both versions in the time asked for.
+        mirrored: copies of requests that the other version answered; left out.
         duplicates: logged once more under a request id and row that was there; left out.
         unusable: without a score or a decision; left out.
         without_key: which name no key, so that each request stands for itself.
@@ -47,6 +48,7 @@ class Quality:
     """
 
     predictions: int
+    mirrored: int
     duplicates: int
     unusable: int
     without_key: int
@@ -158,18 +160,18 @@ def join_labels(
     Raises:
         InvalidInput: a version has no predictions, no label belongs to any, or keys or request ids are in disorder.
     """
-    for field, version in (("version_a", control), ("version_b", trial)):
-        if not (predictions["version"] == version).any():
-            raise InvalidInput(field, version, "the log has no predictions of it in this time; check version, start and end")
     total = predictions.height
-    rows = predictions.unique(["request_id", "row"], keep="first", maintain_order=True)
-    duplicates = total - rows.height
-    if duplicates > MOST_DUPLICATES * total:
-        raise InvalidInput(
-            "request_id",
-            f"{duplicates:,} of {total:,} rows logged twice",
-            "send an id of its own with each request, and leave out the time in which traffic was mirrored",
-        )
+    rows = predictions.filter(~pl.col("mirrored"))
+    mirrored, answered = total - rows.height, rows.height
+    for field, version in (("version_a", control), ("version_b", trial)):
+        if not (rows["version"] == version).any():
+            found = "only predictions of it on mirrored requests" if (predictions["version"] == version).any() else "none of it"
+            raise InvalidInput(field, version, f"the log has {found} in this time; check version, start and end")
+    rows = rows.unique(["request_id", "row"], keep="first", maintain_order=True)
+    duplicates = answered - rows.height
+    if duplicates > MOST_DUPLICATES * answered:
+        remedy = "send an id of its own with each request"
+        raise InvalidInput("request_id", f"{duplicates:,} of {answered:,} rows logged twice", remedy)
     usable = pl.col("score").is_finite() & pl.col("decision").is_in([0, 1])
     unusable = rows.height - rows.filter(usable).height
     keyless = pl.col("key").fill_null("") == ""
@@ -204,6 +206,7 @@ def join_labels(
     unlabelled = joined.filter(pl.col("label").is_null())
     quality = Quality(
         predictions=total,
+        mirrored=mirrored,
         duplicates=duplicates,
         unusable=unusable,
         without_key=int(rows["keyless"].sum()),

@@ -217,6 +217,7 @@ def _quality_table(analysis: Analysis) -> Table:
     entries: list[tuple[str, str, str, bool]] = [
         ("Split as asked", "share of the keys, tested at every key", split, allocation.mismatch),
         ("Predictions", "rows of both versions in the log", f"{found.predictions:,}", False),
+        ("Mirrored", "copies of requests that the other version answered; left out", f"{found.mirrored:,}", False),
         ("Logged twice", "same request id and row; the first counts", f"{found.duplicates:,}", found.duplicates > 0),
         ("Unusable", "no score or decision; left out", f"{found.unusable:,}", found.unusable > 0),
         ("Without a key", "each such request counts for itself", f"{found.without_key:,}", found.without_key > 0),

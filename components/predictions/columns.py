@@ -17,7 +17,7 @@ _TIME = pa.timestamp("us", tz="UTC")
 class Answered(NamedTuple):
     """One answered request as it was handed over; ``rows``, ``scores`` and ``decisions`` of equal length.
 
-    ``size`` is the memory it takes, in bytes, roughly.
+    ``size`` is the memory it takes, in bytes, roughly; ``mirrored`` is whether it was a copy, whose answer nobody got.
     """
 
     request_id: str
@@ -28,6 +28,7 @@ class Answered(NamedTuple):
     decisions: Any
     height: int
     size: int
+    mirrored: bool = False
 
     @property
     def day(self) -> int:
@@ -68,11 +69,12 @@ def record_batch(requests: Sequence[Answered], features: Sequence[Feature]) -> p
             pa.array((np.arange(total) - first).astype(np.int32)),
             pa.array(times[which]).cast(_TIME),
             _texts([request.key for request in requests]).take(pa.array(which)),
+            pa.array([request.mirrored for request in requests]).take(pa.array(which)),
             pa.array(scores),
             pa.array(decisions.astype(np.int8)),
             pa.StructArray.from_arrays(columns, fields=fields),
         ],
-        names=["request_id", "row", "time", "key", "score", "decision", "features"],
+        names=["request_id", "row", "time", "key", "mirrored", "score", "decision", "features"],
     )
 
 

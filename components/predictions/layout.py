@@ -9,6 +9,7 @@
 | ``time`` | microseconds, UTC | when the request came |
 | ``model_name``, ``version``, ``digest`` | text | who answered |
 | ``key`` | text | what the traffic is split by, such as a customer; empty if the request gave none |
+| ``mirrored`` | true or false | whether it was a copy (Host ends in ``-shadow``) of a request that another version answered |
 | ``score`` | 64-bit float | the probability that was answered |
 | ``decision`` | 8-bit integer | the decision that was answered, 0 or 1 |
 | ``features`` | struct | what the model saw: 64-bit floats and text, null where missing |

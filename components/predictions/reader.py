@@ -25,6 +25,7 @@ COLUMNS = {
     "version": pl.String(),
     "digest": pl.String(),
     "key": pl.String(),
+    "mirrored": pl.Boolean(),
     "score": pl.Float64(),
     "decision": pl.Int8(),
 }

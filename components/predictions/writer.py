@@ -131,7 +131,17 @@ class PredictionLog:
         unwritten = self._given_rows - self._settled_rows + self._destination.at_stake if self._given_up else 0
         return self._refused + self._lost + unwritten
 
-    def append(self, request_id: str, key: str, at_ns: int, rows: Any, scores: np.ndarray, decisions: np.ndarray) -> bool:
+    def append(
+        self,
+        request_id: str,
+        key: str,
+        at_ns: int,
+        rows: Any,
+        scores: np.ndarray,
+        decisions: np.ndarray,
+        *,
+        mirrored: bool = False,
+    ) -> bool:
         """Hands over an answered request, whose content must not be changed any more.
 
         It takes microseconds, waits for nothing and never raises: what the log cannot take is counted as dropped and told.
@@ -144,6 +154,7 @@ class PredictionLog:
                 features); in one of floats, categories are codes.
             scores: shape (rows,).
             decisions: 0 or 1, shape (rows,).
+            mirrored: whether it was a copy, whose answer nobody got.
 
         Returns:
             Whether it was taken; not so if the queue is full, the log is closed, or this is no request.
@@ -152,7 +163,9 @@ class PredictionLog:
             count = len(rows)
             if not count:
                 return True
-            answered = Answered(request_id, key, at_ns, rows, scores, decisions, count, self._size(rows, count))
+            # Both are written once for each row.
+            size = self._size(rows, count) + count * (len(request_id) + len(key))
+            answered = Answered(request_id, key, at_ns, rows, scores, decisions, count, size, mirrored)
         except (TypeError, AttributeError, IndexError):
             return self._refuse(1, "a request was not of rows")
         with self._appending:

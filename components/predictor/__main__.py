@@ -7,7 +7,9 @@ The same command runs on a laptop and as the container of a KServe pod. What els
 import argparse
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 
 from modelyard.components.errors import InvalidInput
 from modelyard.components.lean_imports import left_out, treat_process_as_step
@@ -36,6 +38,15 @@ def main() -> int:
     status = StatusFile(arguments.status_file)
     status.version, status.digest = os.environ.get("MODEL_VERSION", ""), os.environ.get("MODEL_DIGEST", "")
     status.write("starting")
+
+    def end(number: int, frame: FrameType | None) -> None:
+        status.write("draining", "it was ended before it was ready")
+        sys.exit(0)
+
+    # Until the loop that serves has handlers of its own.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
 
     treat_process_as_step()
     from modelyard.components.predictor.lean_kserve import import_kserve_model

@@ -8,6 +8,13 @@
 
 What a client does wrong is answered 4xx with ``{"error": what and what to do}``, never 5xx. Every answer names the version of
 the model in ``x-model-version``, and the request in ``x-request-id``: as the request called itself, else a name of our own.
+
+| header of a request | means |
+|---|---|
+| ``x-request-id`` | its name, 1 to 256 visible characters; one that is not like that is ignored |
+| ``x-modelyard-key`` | what the traffic is split by, up to 256 printable characters |
+| ``x-modelyard-check`` | it is nobody's: answered as any other, but neither counted nor logged |
+| ``host`` that ends in ``-shadow`` | it is the copy of a mirrored request, as Envoy marks it; the log says so |
 """
 
 import asyncio
@@ -26,7 +33,7 @@ from modelyard.components.errors import InvalidInput
 from modelyard.components.predictor import protocol_v1, protocol_v2
 from modelyard.components.predictor.logged import LoggedPredictions
 from modelyard.components.predictor.metrics import CONTENT_TYPE, Metrics
-from modelyard.components.predictor.protocol import JSON, Answer
+from modelyard.components.predictor.protocol import JSON, Answer, TooManyRows
 from modelyard.components.predictor.served_model import LoadedModel, ServedModel
 from modelyard.components.signing.provenance import package_version
 
@@ -34,8 +41,13 @@ from modelyard.components.signing.provenance import package_version
 _LARGE_BODY = 2**18
 _THREADS = 2
 _INFERENCE = re.compile(r"/v1/models/[^/]*:predict|/v2/models/[^/]*(/versions/[^/]*)?/infer")
+# Bodies above that size which may be held at a time, in multiples of the largest one.
+_LARGEST_BODIES = 8
+_RETRY_SECONDS = 1
 # What is a sound value of a header, and no burden to those who log it.
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,256}")
+_KEY = re.compile(rb"[\x20-\x7e]{0,256}")
+_MIRRORED = re.compile(rb".*-shadow(:\d+)?", re.DOTALL)
 
 logger = logging.getLogger("modelyard.predictor")
 
@@ -58,13 +70,36 @@ class _ClientGone(Exception):
 
 
 class _Request:
-    """The headers of a request that matter here."""
+    """The headers of a request that matter here, and how far it is.
 
-    __slots__ = ("content_encoding", "content_type", "json_length", "key", "length", "request_id")
+    Attributes:
+        is_check: whether it is to be answered only.
+        is_mirrored: whether it is a copy.
+        held: bytes of a large body that are in memory.
+        complete_at: when the body was there, or it was clear that it need not be; what a client takes to send it is not ours.
+        answered_at: when the answer was ready to be sent; what a client takes to fetch it is not ours either.
+    """
+
+    __slots__ = (
+        "answered_at",
+        "complete_at",
+        "content_encoding",
+        "content_type",
+        "held",
+        "is_check",
+        "is_mirrored",
+        "json_length",
+        "key",
+        "length",
+        "request_id",
+    )
 
     def __init__(self, headers: Headers) -> None:
         self.content_type = self.content_encoding = self.request_id = self.key = b""
         self.length = self.json_length = None
+        self.is_check = self.is_mirrored = False
+        self.held = 0
+        self.complete_at = self.answered_at = 0.0
         for name, value in headers:
             if name == b"content-type":
                 self.content_type = value
@@ -78,6 +113,10 @@ class _Request:
                 self.content_encoding = value
             elif name == b"inference-header-content-length":
                 self.json_length = value
+            elif name == b"x-modelyard-check":
+                self.is_check = True
+            elif name == b"host":
+                self.is_mirrored = _MIRRORED.fullmatch(value) is not None
 
 
 class App:
@@ -85,6 +124,14 @@ class App:
 
     Attributes:
         draining: whether the process is about to end: it still answers, and asks each client to connect anew.
+
+    Args:
+        model: what is served.
+        metrics: counts it.
+        log: keeps what was answered.
+        reload: loads the model again; says why not if it was not.
+        max_request_bytes: largest body that is read.
+        offers_reload: whether clients may ask for a reload.
     """
 
     def __init__(
@@ -94,8 +141,11 @@ class App:
         log: LoggedPredictions,
         reload: Callable[[], Awaitable[str]],
         max_request_bytes: int,
+        offers_reload: bool,
     ) -> None:
         self.draining = False
+        self._offers_reload = offers_reload
+        self._held = 0
         self._model, self._metrics, self._log, self._reload = model, metrics, log, reload
         self._max_bytes = max_request_bytes
         self._pool = ThreadPoolExecutor(_THREADS, "inference")
@@ -135,15 +185,16 @@ class App:
         if infer is None and not _INFERENCE.fullmatch(path):
             await self._answer_other(path, method, request, receive, send)
             return
-        started = time.perf_counter()
         self._metrics.in_flight += 1
         try:
             status = await self._answer_inference(infer, path, method, request, receive, send)
-            self._metrics.count_request(status, time.perf_counter() - started)
+            if not request.is_check:
+                self._metrics.count_request(status, request.answered_at - (request.complete_at or request.answered_at))
         except _ClientGone:
             pass
         finally:
             self._metrics.in_flight -= 1
+            self._held -= request.held
 
     async def _answer_inference(
         self, infer: Infer | None, path: str, method: str, request: _Request, receive: Receive, send: Send
@@ -156,6 +207,7 @@ class App:
                 raise _Refused(405, f"{method} is not allowed here; use POST", [(b"allow", b"POST")])
             json_length = _check_headers(request)
             body = await self._read(request, receive)
+            request.complete_at = time.perf_counter()
             model = self._model.loaded
             if len(body) <= _LARGE_BODY:
                 answer = infer(model, body, json_length)
@@ -179,8 +231,9 @@ class App:
                 (b"inference-header-content-length", str(answer.json_length).encode()),
             ]
         await self._send(200, answer.body, headers, request, send)
-        self._metrics.count_rows(answer.scores, answer.decisions)
-        self._log.append(model, request.request_id, request.key, came, answer)
+        if not request.is_check:
+            self._metrics.count_rows(answer.scores, answer.decisions)
+            self._log.append(model, request.request_id, request.key, came, answer, mirrored=request.is_mirrored)
         return 200
 
     async def _answer_other(self, path: str, method: str, request: _Request, receive: Receive, send: Send) -> None:
@@ -188,6 +241,8 @@ class App:
             if path == self._load_path:
                 if method != "POST":
                     raise _Refused(405, f"{method} is not allowed here; use POST", [(b"allow", b"POST")])
+                if not self._offers_reload:
+                    raise _Refused(403, "a reload is offered on a loopback address only; send the process SIGHUP")
                 await self._read(request, receive)
                 if reason := await self._reload():
                     raise _Refused(409, f"{reason}. The model that was loaded before goes on answering")
@@ -207,6 +262,8 @@ class App:
             return
         except _ClientGone:
             return
+        finally:
+            self._held -= request.held
         await self._send(status, orjson.dumps(content), [(b"content-type", JSON)], request, send)
 
     def _not_found(self, path: str) -> _Refused:
@@ -229,11 +286,13 @@ class App:
         if not message.get("more_body"):
             parts = [message["body"]]
             length = len(message["body"])
+            self._hold(request, length)
         else:
             parts, length = [], 0
             while True:
                 parts.append(message["body"])
                 length += len(message["body"])
+                self._hold(request, length)
                 if length > self._max_bytes or not message.get("more_body"):
                     break
                 message = await receive()
@@ -243,15 +302,28 @@ class App:
             raise self._too_large()
         return b"".join(parts)
 
+    def _hold(self, request: _Request, length: int) -> None:
+        """Takes account of what a large body has brought so far. Small ones are answered as they come."""
+        if length > _LARGE_BODY:
+            self._held += length - request.held
+            request.held = length
+            if self._held > _LARGEST_BODIES * self._max_bytes:
+                message = f"{self._held} bytes of large requests wait here already; send it again, or fewer rows in a request"
+                raise _Refused(429, message, [(b"retry-after", str(_RETRY_SECONDS).encode())])
+
     def _too_large(self) -> _Refused:
         return _Refused(413, f"the body is larger than {self._max_bytes} bytes; send fewer rows in a request")
 
     async def _send_error(self, request: _Request, error: _Refused | InvalidInput, send: Send) -> int:
-        status, headers = (error.status, error.headers) if isinstance(error, _Refused) else (400, [])
+        if isinstance(error, _Refused):
+            status, headers = error.status, error.headers
+        else:
+            status, headers = 413 if isinstance(error, TooManyRows) else 400, []
         await self._send(status, _error(str(error)), [(b"content-type", JSON), *headers], request, send)
         return status
 
     async def _send(self, status: int, body: bytes, headers: Headers, request: _Request, send: Send) -> None:
+        request.answered_at = time.perf_counter()
         if not request.request_id:
             request.request_id = next(self._ids)
         length = str(len(body)).encode()
@@ -277,6 +349,9 @@ def _check_headers(request: _Request) -> int | None:
     if kind not in (b"application/json", b"") and not (kind == b"application/octet-stream" and request.json_length is not None):
         shown = request.content_type.decode("latin-1")[:200]
         raise _Refused(415, f"Content-Type is {shown!r}; send application/json")
+    if not _KEY.fullmatch(request.key):
+        remedy = "give up to 256 printable characters of ASCII, such as a customer's number"
+        raise InvalidInput("x-modelyard-key", request.key.decode("latin-1"), remedy)
     if request.json_length is None:
         return None
     if not request.json_length.isdigit() or len(request.json_length) > 18:

@@ -7,6 +7,7 @@
 | ``MODEL_THRESHOLD`` | score at or above which the decision is 1, from 0 to 1 | the model's own |
 | ``MODELYARD_PREDICTION_LOG`` | folder, ``s3://`` or ``gs://`` prefix of the prediction log | no log |
 | ``MODELYARD_MAX_REQUEST_BYTES`` | largest body of a request | 10 MiB |
+| ``MODELYARD_MAX_REQUEST_ROWS`` | most rows of a request | 50,000 |
 
 Whose signature counts is configured as everywhere, see ``modelyard.components.settings`` and ``modelyard.components.signing``.
 """
@@ -19,6 +20,7 @@ from modelyard.components.predictions.layout import check_version
 
 UNVERSIONED = "unversioned"
 DEFAULT_MAX_REQUEST_BYTES = 10 * 2**20
+DEFAULT_MAX_REQUEST_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Configuration:
         threshold: overrides the model's own; None if not given.
         prediction_log: where predictions are logged; empty for no log.
         max_request_bytes: largest body that is read.
+        max_request_rows: most rows that are answered at once.
     """
 
     version: str = UNVERSIONED
@@ -38,6 +41,7 @@ class Configuration:
     threshold: float | None = None
     prediction_log: str = ""
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
+    max_request_rows: int = DEFAULT_MAX_REQUEST_ROWS
 
     @classmethod
     def from_environment(cls) -> "Configuration":
@@ -51,7 +55,8 @@ class Configuration:
             digest=os.environ.get("MODEL_DIGEST", ""),
             threshold=_threshold(os.environ.get("MODEL_THRESHOLD", "")),
             prediction_log=os.environ.get("MODELYARD_PREDICTION_LOG", ""),
-            max_request_bytes=_bytes(os.environ.get("MODELYARD_MAX_REQUEST_BYTES", "")),
+            max_request_bytes=_count("MODELYARD_MAX_REQUEST_BYTES", "bytes", DEFAULT_MAX_REQUEST_BYTES),
+            max_request_rows=_count("MODELYARD_MAX_REQUEST_ROWS", "rows", DEFAULT_MAX_REQUEST_ROWS),
         )
 
 
@@ -74,9 +79,10 @@ def _threshold(text: str) -> float | None:
     return value
 
 
-def _bytes(text: str) -> int:
+def _count(variable: str, what: str, default: int) -> int:
+    text = os.environ.get(variable, "")
     if not text:
-        return DEFAULT_MAX_REQUEST_BYTES
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**40:
-        raise InvalidInput("MODELYARD_MAX_REQUEST_BYTES", text, f"give a number of bytes, such as {DEFAULT_MAX_REQUEST_BYTES}")
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 20 or not 0 < int(text) < 2**40:
+        raise InvalidInput(variable, text, f"give a number of {what}, such as {default}")
     return int(text)

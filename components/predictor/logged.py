@@ -1,5 +1,6 @@
 """Hands predictions to the prediction log, if there is one. A request never waits for it and never fails for it."""
 
+import time
 from typing import TYPE_CHECKING
 
 from modelyard.components.predictor.protocol import Answer
@@ -43,7 +44,9 @@ class LoggedPredictions:
         self._logs[model.digest] = log
         return log
 
-    def append(self, model: "LoadedModel", request_id: bytes, key: bytes, at_ns: int, answer: Answer) -> None:
+    def append(
+        self, model: "LoadedModel", request_id: bytes, key: bytes, at_ns: int, answer: Answer, *, mirrored: bool = False
+    ) -> None:
         """Queues the rows of an answered request; the log counts and tells what it has to drop.
 
         Args:
@@ -52,17 +55,19 @@ class LoggedPredictions:
             key: what the traffic is split by, or empty.
             at_ns: when it came, in nanoseconds since 1970.
             answer: what was asked and answered.
+            mirrored: whether it was a copy, whose answer nobody got.
         """
         log = self.open(model)
         if log is not None:
             name = request_id.decode("latin-1")
-            log.append(name, key.decode("latin-1"), at_ns, answer.rows, answer.scores, answer.decisions)
+            log.append(name, key.decode("latin-1"), at_ns, answer.rows, answer.scores, answer.decisions, mirrored=mirrored)
 
     def rows(self) -> tuple[int, int]:
         """How many rows were written and dropped so far."""
         return sum(log.written for log in self._logs.values()), sum(log.dropped for log in self._logs.values())
 
-    def close(self) -> None:
-        """Writes what is queued."""
+    def close(self, seconds: float = _CLOSE_SECONDS) -> None:
+        """Writes what is queued, in ``seconds`` for all together."""
+        end = time.monotonic() + seconds
         for log in self._logs.values():
-            log.close(_CLOSE_SECONDS)
+            log.close(max(end - time.monotonic(), 0.0))

@@ -3,6 +3,9 @@
 Counting costs a microsecond or two a request: plain numbers, which only the event loop's thread changes, and which become
 samples when somebody scrapes. (``prometheus_client``'s own histograms take a lock and a walk over all edges for each row.)
 
+``modelyard_request_seconds`` is the predictor's own time: from the moment that the body is there to the moment that the answer
+is ready, with the waiting for a thread in between, without what the client takes to send and to fetch.
+
 Every metric carries the labels ``model`` and ``version``, so that the versions of a model can be compared wherever they run.
 """
 
@@ -82,7 +85,11 @@ class Metrics(Collector):
             requests.add_metric([*self._values, str(status)], count)
         yield requests
         yield self._histogram(
-            "modelyard_request_seconds", "Time to answer a request for inference", LATENCY_EDGES, self._latency, self._seconds
+            "modelyard_request_seconds",
+            "Time from the last byte of a request for inference to its answer, waiting for a thread included",
+            LATENCY_EDGES,
+            self._latency,
+            self._seconds,
         )
         yield self._histogram(
             "modelyard_scores", "Probabilities given, one for each row", SCORE_EDGES, self._scores, self._score_sum

@@ -34,6 +34,13 @@ class Answer:
     json_length: int | None = None
 
 
+class TooManyRows(InvalidInput):
+    """A request of more rows than are answered at once."""
+
+    def __init__(self, field: str, rows: int, limit: int) -> None:
+        super().__init__(field, f"{rows} rows", f"send up to {limit} rows in a request (MODELYARD_MAX_REQUEST_ROWS)")
+
+
 def read_json(body: bytes | memoryview) -> dict[str, Any]:
     """Reads an object. Clients in Python write ``NaN`` for what is missing, which JSON lacks: it is taken nevertheless.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from modelyard.components.errors import InvalidInput
-from modelyard.components.predictor.protocol import Answer, read_json
+from modelyard.components.predictor.protocol import Answer, TooManyRows, read_json
 
 if TYPE_CHECKING:
     from modelyard.components.predictor.served_model import LoadedModel
@@ -30,6 +30,8 @@ def predict(model: "LoadedModel", body: bytes, json_length: int | None = None) -
         raise InvalidInput("instances", shown, "give a list of rows, each a list of values or values by feature name")
     if not instances:
         raise InvalidInput("instances", instances, "give at least one row")
+    if len(instances) > model.max_rows:
+        raise TooManyRows("instances", len(instances), model.max_rows)
     matrix, rows = model.reader.from_instances(instances)
     scores, decisions = model.decide(matrix)
     predictions = [{"probability": score, "decision": decision} for score, decision in zip(scores.tolist(), decisions.tolist())]

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from modelyard.components.errors import InvalidInput
-from modelyard.components.predictor.protocol import Answer, read_json
+from modelyard.components.predictor.protocol import Answer, TooManyRows, read_json
 
 if TYPE_CHECKING:
     from modelyard.components.predictor.served_model import LoadedModel
@@ -257,6 +257,8 @@ def _rows(model: "LoadedModel", tensors: list[_Tensor]) -> tuple[np.ndarray, Seq
     first = tensors[0]
     if not math.prod(first.shape):
         raise InvalidInput(f"shape of input {first.name}", first.shape, "give at least one row")
+    if first.shape[0] > model.max_rows:
+        raise TooManyRows(f"input {first.name}", first.shape[0], model.max_rows)
     if len(tensors) == 1 and reader.only_numbers and first.name not in reader.names:
         if first.shape[1:] != [width]:
             names = ", ".join(reader.names)

@@ -25,7 +25,7 @@ from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.artifacts.scoring import Scorer
 from modelyard.components.errors import InvalidInput
 from modelyard.components.predictor import protocol_v1, protocol_v2
-from modelyard.components.predictor.configuration import Configuration
+from modelyard.components.predictor.configuration import DEFAULT_MAX_REQUEST_ROWS, UNVERSIONED, Configuration
 from modelyard.components.predictor.rows import RowReader
 from modelyard.components.signing.verification import load_verified_model, verify_model
 
@@ -42,6 +42,7 @@ class LoadedModel:
         digest: its model digest.
         threshold: score at or above which the decision is 1.
         scorer: what scores it.
+        max_rows: most rows that a request may have.
     """
 
     name: str
@@ -49,6 +50,7 @@ class LoadedModel:
     digest: str
     threshold: float
     scorer: Scorer
+    max_rows: int = DEFAULT_MAX_REQUEST_ROWS
 
     @property
     def spec(self) -> ModelSpec:
@@ -89,6 +91,7 @@ class ServedModel(Model):
     """
 
     loaded: LoadedModel
+    ready: bool
 
     def __init__(self, name: str, directory: str | os.PathLike[str], configuration: Configuration) -> None:
         super().__init__(check_model_name(name))
@@ -98,7 +101,8 @@ class ServedModel(Model):
     def load(self) -> bool:
         """Verifies the directory (signature, provenance, digest), loads a private copy and replays the golden rows.
 
-        May be called again while requests are answered: they get the model loaded before until this one has passed.
+        May be called again while requests are answered: they get the model loaded before until this one has passed. Where a
+        version was named, it must be the same model again: another one under that name would be taken for it.
 
         Raises:
             VerificationFailed: the directory is not the model it is said to be, or does not score as it must.
@@ -106,6 +110,8 @@ class ServedModel(Model):
             NotAvailable: it is not configured whose signatures count.
         """
         expected = self._configuration.digest
+        if not expected and self.ready and self._configuration.version != UNVERSIONED:
+            expected = self.loaded.digest
         # Where no digest is expected, the one that was verified first binds the load.
         digest = expected or verify_model(self._directory, model_name=self.name).model_digest
         scorer = load_verified_model(self._directory, model_name=self.name, digest=digest)
@@ -116,6 +122,7 @@ class ServedModel(Model):
             digest=digest,
             threshold=scorer.spec.threshold if threshold is None else threshold,
             scorer=scorer,
+            max_rows=self._configuration.max_request_rows,
         )
         self.ready = True
         return self.ready

@@ -1,16 +1,18 @@
 """The life of a predictor's process: from its first status over loading and serving to the last answered request.
 
 It answers nothing before its model is verified and loaded. SIGTERM ends it after the requests in flight; SIGHUP reloads the
-model.
+model, and is ignored until there is one.
 Exit statuses: 0 after SIGTERM, 2 if it was called wrongly, 3 if the model is refused.
 """
 
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import logging
 import signal
 import socket
+import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,9 @@ from modelyard.components.predictor.status import StatusFile
 
 CALLED_WRONGLY, REFUSED = 2, 3
 DRAIN_SECONDS = 30
+# From SIGTERM on, the prediction log included. Whoever stops a predictor may kill it soon after.
+END_SECONDS = 37
+_LOG_SECONDS = 20.0
 # How long clients with a connection of their own get to send what they were about to, and to learn that it will be closed.
 _LAST_CALL_SECONDS = 1.0
 # Longer than the hour that Envoy keeps a connection which it does not use: the side that sends should be the one to close.
@@ -52,6 +57,11 @@ class Listening:
     def port(self) -> int:
         """The TCP port."""
         return self.socket.getsockname()[1]
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return ipaddress.ip_address(self.socket.getsockname()[0]).is_loopback
 
 
 def listen(host: str, port: int, descriptor: int | None) -> Listening:
@@ -92,6 +102,7 @@ class Predictor:
     def __init__(self, model: ServedModel, configuration: Configuration, listening: Listening, status: StatusFile) -> None:
         self._model, self._configuration, self._listening, self._status = model, configuration, listening, status
         self._reason = ""
+        self._ends_at = 0.0
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[object]] = set()
 
@@ -106,17 +117,31 @@ class Predictor:
             self._status.write("failed", str(error))
             return REFUSED
         loaded = self._model.loaded
+        if not self._configuration.digest:
+            logger.warning(
+                "MODEL_DIGEST is not set: any signed version of %s is served, this time %s", loaded.name, loaded.digest
+            )
         self._status.version, self._status.digest = loaded.version, loaded.digest
         self._metrics = Metrics(loaded.name, loaded.version, loaded.digest)
         self._metrics.logged_rows = self._log.rows
-        self._app = App(self._model, self._metrics, self._log, self.reload, self._configuration.max_request_bytes)
+        self._app = App(
+            self._model,
+            self._metrics,
+            self._log,
+            self.reload,
+            self._configuration.max_request_bytes,
+            self._listening.is_loopback,
+        )
         # What is loaded by now stays: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve())
+        # The loop's own handling of signals has ended with it: another one must not cost what is still to be logged.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         self._app.close()
-        self._log.close()
+        self._log.close(min(_LOG_SECONDS, self._ends_at - time.monotonic()))
         return 0
 
     async def reload(self) -> str:
@@ -178,6 +203,7 @@ class Predictor:
         if self._app.draining:
             return
         self._app.draining = True
+        self._ends_at = time.monotonic() + END_SECONDS
         self._status.write("draining", self._reason)
         if self._listening.inherited:
             # New connections wait where whoever keeps the socket open will have them answered.

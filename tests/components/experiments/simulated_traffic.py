@@ -75,7 +75,7 @@ def predictions(seed, *, keys=600, share=0.5, days=30.0, quality=(1.5, 1.5), rat
         )
     frame = pl.concat(parts).sort("time").with_row_index("number")
     frame = frame.with_columns(pl.format("r{}", "number").alias("request_id"), pl.lit(0, pl.Int32).alias("row"))
-    log = frame.select("request_id", "row", "time", "version", "key", "score", "decision")
+    log = frame.select("request_id", "row", "time", "version", "key", pl.lit(False).alias("mirrored"), "score", "decision")
     return log, frame.select("request_id", "label")
 
 

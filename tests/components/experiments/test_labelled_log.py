@@ -20,6 +20,7 @@ def log(rows=200, **columns):
         "key": [f"k{number}" for number in range(rows)],
         "score": [0.5] * rows,
         "decision": [1] * rows,
+        "mirrored": [False] * rows,
         **columns,
     }
     return pl.DataFrame(entries).with_columns(pl.col("row").cast(pl.Int32), pl.col("decision").cast(pl.Int8))
@@ -71,6 +72,17 @@ def test_a_row_logged_twice_counts_once_and_many_of_them_are_an_error():
     assert join(twice).rows.height == 200
     with pytest.raises(InvalidInput, match="an id of its own"):
         join(log().vstack(log(3)))
+
+
+def test_copies_of_requests_that_the_other_version_answered_are_left_out():
+    copies = log().with_columns(pl.lit("2").alias("version"), pl.lit(True).alias("mirrored")).vstack(log())
+    found = join(copies)
+    assert (found.quality.predictions, found.quality.mirrored, found.quality.duplicates) == (400, 200, 0)
+    assert found.matured == (100, 100)
+    assert found.quality.crossed_keys == 0
+    only_copies = log().filter(pl.col("version") == "1").vstack(copies.head(200))
+    with pytest.raises(InvalidInput, match="only predictions of it on mirrored requests"):
+        join(only_copies)
 
 
 def test_keys_that_both_versions_answered_are_left_out_and_many_of_them_are_an_error():

@@ -81,6 +81,7 @@ def test_a_table_has_the_columns_of_the_log_in_order():
         "version",
         "digest",
         "key",
+        "mirrored",
         "score",
         "decision",
         "features",

@@ -157,6 +157,16 @@ def test_long_texts_count_against_the_memory(blocked):
     log.close()
 
 
+@pytest.mark.parametrize("names", [("r" * 250, ""), ("", "k" * 250)])
+def test_ids_and_keys_count_against_the_memory_once_for_each_row(blocked, names):
+    log = make_log(blocked, max_bytes=1 << 20)
+    rows = np.zeros((3000, 2), np.float32)
+    assert log.append(*names, 0, rows, np.zeros(3000), np.zeros(3000))
+    assert not log.append(*names, 0, rows, np.zeros(3000), np.zeros(3000))
+    assert log.append("r", "k", 0, rows, np.zeros(3000), np.zeros(3000))
+    log.close()
+
+
 def test_a_disk_that_fills_up_costs_no_row_that_fits_in_memory(tmp_path, monkeypatch):
     whole = writer._write_parquet
 

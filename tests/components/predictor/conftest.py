@@ -78,13 +78,13 @@ def load(models) -> Callable[..., ServedModel]:
 def make_app(load) -> Callable[..., App]:
     """The application of one of the models, with counts of its own."""
 
-    def make(name: str = "first", max_request_bytes: int = 100_000) -> App:
+    def make(name: str = "first", max_request_bytes: int = 100_000, log_folder: str = "", offers_reload: bool = True) -> App:
         async def no_reload() -> str:
             return ""
 
         model = load(name)
         metrics = Metrics("fraud", "7", model.loaded.digest)
-        return App(model, metrics, LoggedPredictions(""), no_reload, max_request_bytes)
+        return App(model, metrics, LoggedPredictions(log_folder), no_reload, max_request_bytes, offers_reload)
 
     return make
 

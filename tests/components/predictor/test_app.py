@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modelyard.components.predictions.reader import read_predictions
+from modelyard.components.predictor.configuration import DEFAULT_MAX_REQUEST_ROWS
 from modelyard.components.predictor.served_model import LoadedModel
 from tests.components.predictor.processes import call
 
@@ -355,6 +357,137 @@ def test_a_body_over_the_limit_is_refused_and_one_at_it_is_taken(make_app, piece
     assert call(app, "POST", V1, BODY.ljust(1000), JSON, pieces=pieces).status == 200
     _is_refused(call(app, "POST", V1, BODY.ljust(1001), JSON, pieces=pieces), 413)
     _is_refused(call(app, "POST", V1, b"", {**JSON, "Content-Length": "1001"}), 413)
+
+
+def test_more_rows_than_are_answered_at_once_are_refused(make_app):
+    app = make_app(max_request_bytes=10**6)
+    limit = DEFAULT_MAX_REQUEST_ROWS
+    for rows, status in ((limit, 200), (limit + 1, 413)):
+        table = json.dumps({"instances": [[1, 2]] * rows}).encode()
+        inputs = [{"name": name, "shape": [rows], "datatype": "INT8", "data": [1] * rows} for name in NAMES]
+        for path, body in ((V1, table), (V2, json.dumps({"inputs": inputs}).encode())):
+            reply = call(app, "POST", path, body, JSON)
+            assert reply.status == status
+            if status == 413:
+                assert f"up to {limit} rows in a request (MODELYARD_MAX_REQUEST_ROWS)" in reply.json["error"]
+
+
+def test_large_bodies_wait_in_bounded_number_and_small_ones_are_answered_meanwhile(make_app):
+    app = make_app(max_request_bytes=300_000)
+
+    async def ask(last, size=299_000):
+        messages = [{"type": "http.request", "body": b" " * size, "more_body": True}]
+        sent = []
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await last.wait()
+            return {"type": "http.request", "body": BODY, "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        await app({"type": "http", "method": "POST", "path": V1, "headers": []}, receive, send)
+        return sent[0]["status"], dict(sent[0]["headers"])
+
+    async def ask_all():
+        last = asyncio.Event()
+        held = [asyncio.create_task(ask(last)) for _ in range(8)]
+        await asyncio.sleep(0)
+        status, headers = await ask(last)
+        assert (status, headers[b"retry-after"]) == (429, b"1")
+        at_once = asyncio.Event()
+        at_once.set()
+        assert (await ask(at_once, size=1))[0] == 200
+        last.set()
+        assert [status for status, _ in await asyncio.gather(*held)] == [200] * 8
+        assert (await ask(at_once))[0] == 200
+
+    asyncio.run(ask_all())
+
+
+def test_a_check_is_answered_and_leaves_no_trace(make_app, tmp_path):
+    app = make_app(log_folder=str(tmp_path))
+    before = call(app, "GET", "/metrics").body.decode()
+    plain = call(make_app(), "POST", V1, BODY, JSON)
+    reply = call(app, "POST", V1, BODY, {**JSON, "X-Modelyard-Check": "golden rows"})
+    assert (reply.status, reply.body) == (200, plain.body)
+    assert call(app, "POST", V1, b"{", {**JSON, "X-Modelyard-Check": ""}).status == 400
+    assert _ours(call(app, "GET", "/metrics").body.decode()) == _ours(before)
+    assert app._log.rows() == (0, 0)
+    assert app._log._logs == {}
+
+
+def _ours(text):
+    return [line for line in text.splitlines() if line.startswith("modelyard_")]
+
+
+@pytest.mark.parametrize(("host", "mirrored"), [
+    ("127.0.0.1-shadow:8080", True), ("fraud.example-shadow", True), ("127.0.0.1:8080", False), ("a-shadow.example", False),
+])  # fmt: skip
+def test_the_log_says_which_requests_were_copies(make_app, tmp_path, host, mirrored):
+    app = make_app(log_folder=str(tmp_path))
+    assert call(app, "POST", V1, b'{"instances": [[1, 2], [3, 4]]}', {**JSON, "Host": host}).status == 200
+    app._log.close()
+    assert read_predictions(str(tmp_path), "fraud")["mirrored"].to_list() == [mirrored] * 2
+
+
+@pytest.mark.parametrize(("key", "status"), [
+    ("", 200), ("customer 9", 200), ("k" * 256, 200), ("k" * 257, 400), ("k" * 60_000, 400), ("a\tb", 400), ("a\x00", 400),
+    ("\xe9", 400),
+])  # fmt: skip
+def test_a_key_is_short_and_printable(make_app, key, status):
+    reply = call(make_app(), "POST", V1, BODY, {**JSON, "X-Modelyard-Key": key})
+    assert reply.status == status
+    if status != 200:
+        _is_refused(reply)
+        assert "x-modelyard-key" in reply.json["error"]
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\nSet-Cookie: b", "a b", "a\x00", "\xe9", "x" * 257])
+def test_no_header_is_made_of_a_name_that_is_none(make_app, name):
+    reply = call(make_app(), "POST", V1, BODY, {**JSON, "X-Request-Id": name})
+    assert reply.headers["x-request-id"].replace("-", "").isalnum()
+
+
+def test_a_reload_is_not_offered_to_strangers(make_app):
+    path = "/v2/repository/models/fraud/load"
+    assert call(make_app(), "POST", path).status == 200
+    reply = call(make_app(offers_reload=False), "POST", path)
+    _is_refused(reply, 403)
+    assert "SIGHUP" in reply.json["error"]
+
+
+def slowly(decide, clock):
+    def decide_slowly(self, matrix):
+        clock[0] += 7
+        return decide(self, matrix)
+
+    return decide_slowly
+
+
+def test_the_time_of_a_request_is_ours_and_not_that_of_a_slow_client(make_app, monkeypatch):
+    app, clock = make_app(), [0.0]
+    monkeypatch.setattr("modelyard.components.predictor.app.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(LoadedModel, "decide", slowly(LoadedModel.decide, clock))
+
+    async def ask():
+        parts = [b'{"instances": ', b"[[1, 2]]}"]
+
+        async def receive():
+            clock[0] += 100
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+        async def send(message):
+            clock[0] += 100
+
+        await app({"type": "http", "method": "POST", "path": V1, "headers": []}, receive, send)
+
+    asyncio.run(ask())
+    text = call(app, "GET", "/metrics").body.decode()
+    (seconds,) = (float(line.split()[-1]) for line in text.splitlines() if line.startswith("modelyard_request_seconds_sum"))
+    assert seconds == 7
 
 
 def test_a_large_body_is_answered_like_a_small_one(make_app, load):

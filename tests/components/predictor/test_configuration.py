@@ -5,7 +5,7 @@ from modelyard.components.predictor.configuration import Configuration
 
 
 def test_nothing_has_to_be_configured():
-    assert Configuration.from_environment() == Configuration("unversioned", "", None, "", 10 * 2**20)
+    assert Configuration.from_environment() == Configuration("unversioned", "", None, "", 10 * 2**20, 50_000)
 
 
 def test_what_the_environment_says_is_taken(monkeypatch):
@@ -14,7 +14,8 @@ def test_what_the_environment_says_is_taken(monkeypatch):
     monkeypatch.setenv("MODEL_THRESHOLD", "0")
     monkeypatch.setenv("MODELYARD_PREDICTION_LOG", "s3://bucket/log")
     monkeypatch.setenv("MODELYARD_MAX_REQUEST_BYTES", "1000")
-    assert Configuration.from_environment() == Configuration("12", "blake3:ab", 0.0, "s3://bucket/log", 1000)
+    monkeypatch.setenv("MODELYARD_MAX_REQUEST_ROWS", "20")
+    assert Configuration.from_environment() == Configuration("12", "blake3:ab", 0.0, "s3://bucket/log", 1000, 20)
 
 
 @pytest.mark.parametrize("threshold", ["-0.1", "1.01", "nan", "inf", "half", " "])
@@ -25,9 +26,10 @@ def test_a_threshold_is_a_probability(monkeypatch, threshold):
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "1e6", "10 MiB", "٣"])
-def test_a_size_is_a_number_of_bytes(monkeypatch, size):
-    monkeypatch.setenv("MODELYARD_MAX_REQUEST_BYTES", size)
-    with pytest.raises(InvalidInput, match="MODELYARD_MAX_REQUEST_BYTES"):
+@pytest.mark.parametrize("variable", ["MODELYARD_MAX_REQUEST_BYTES", "MODELYARD_MAX_REQUEST_ROWS"])
+def test_a_limit_is_a_number(monkeypatch, variable, size):
+    monkeypatch.setenv(variable, size)
+    with pytest.raises(InvalidInput, match=variable):
         Configuration.from_environment()
 
 

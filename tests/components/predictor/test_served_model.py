@@ -102,6 +102,20 @@ def test_what_was_loaded_goes_on_if_a_reload_is_refused(models, tmp_path):
     assert served.loaded is before
 
 
+def test_another_model_is_not_taken_under_the_name_of_the_version_that_was_loaded(models, tmp_path):
+    model = shutil.copytree(models["first"], tmp_path / "model")
+    named, unnamed = (ServedModel("fraud", model, configuration) for configuration in (Configuration("7"), Configuration()))
+    for served in (named, unnamed):
+        served.load()
+        served.load()
+    shutil.rmtree(model)
+    shutil.copytree(models["second"], model)
+    with pytest.raises(VerificationFailed, match="another version"):
+        named.load()
+    assert unnamed.load()
+    assert unnamed.loaded.digest != named.loaded.digest
+
+
 @pytest.mark.parametrize(("threshold", "decision"), [(None, 1), (0.0, 1), (1.0, 0)])
 def test_the_model_s_threshold_counts_unless_another_is_given(models, threshold, decision):
     served = ServedModel("fraud", models["first"], Configuration(threshold=threshold))

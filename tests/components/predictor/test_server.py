@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def _addresses(pid):
 def test_a_model_that_is_not_as_it_was_signed_is_never_served(copy, start):
     golden = copy / "golden_rows.json"
     golden.write_text(golden.read_text().replace("0.", "0.1", 1))
-    assert "1 of its files altered since it was signed: golden_rows.json" in _refusal(start(copy))
+    assert "1 of its files was altered since it was signed: golden_rows.json" in _refusal(start(copy))
 
 
 def test_an_older_version_is_not_served_as_the_newer_one(models, digest, start):
@@ -81,7 +82,8 @@ def test_a_setting_that_cannot_be_used_is_named(models, start):
 
 
 def test_a_good_model_is_reloaded_and_a_bad_one_is_not(models, copy, digest, start):
-    predictor = start(copy, MODEL_VERSION="3").wait_for("ready")
+    predictor = start(copy).wait_for("ready")
+    assert "MODEL_DIGEST is not set" in predictor.output
     load_again = ("POST", "/v2/repository/models/fraud/load", b"{}")
     before = predictor.predict([[1, 2]]).json
     _replace(copy, models["second"])
@@ -106,6 +108,22 @@ def test_a_good_model_is_reloaded_and_a_bad_one_is_not(models, copy, digest, sta
     assert predictor.status["reason"] == ""
     assert predictor.predict([[1, 2]]).json == before
     assert predictor.metrics()["modelyard_model_info", digest(models["first"])] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_predictor_can_be_ended_and_asked_to_reload_before_it_is_ready(models, start, number):
+    predictor = start(models["first"])
+    wait_until(lambda: predictor.status["state"] == "starting", "the first status")
+    wait_until(lambda: _handles(predictor.process.pid, number), "the handling of signals")
+    predictor.signal(signal.SIGHUP)
+    predictor.signal(number)
+    assert predictor.process.wait(60) == 0
+    assert (predictor.status["state"], predictor.status["reason"]) == ("draining", "it was ended before it was ready")
+
+
+def _handles(pid, number):
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return int(caught.split()[1], 16) >> (number - 1) & 1
 
 
 def _replace(directory, model):
