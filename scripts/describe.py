@@ -13,7 +13,8 @@ def describe_command(arguments: argparse.Namespace) -> int:
             print(f"{name:<14}{summary}")
         return cli.OK
     package = compiled.read(compiled.find(arguments.pipeline))
-    print(f"{package.name}: {package.description}\n\nparameters:")
+    # KFP keeps no description of a single component.
+    print(": ".join(filter(None, (package.name, package.description))) + "\n\nparameters:")
     for parameter in sorted(package.parameters, key=lambda parameter: (not parameter.required, parameter.name)):
         default = "required" if parameter.required else f"default {parameter.shown_default() or 'empty'}"
         print(f"  {parameter.name}  ({compiled.KINDS.get(parameter.kind, parameter.kind)}, {default})")

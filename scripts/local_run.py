@@ -236,7 +236,7 @@ class _Execution:
         outputs = pipeline_orchestrator.run_local_pipeline(specification, values)
         if self._refusal:
             raise _Refused(self._refusal)
-        return {name: _plain(value) for name, value in outputs.items()}
+        return {name: _plain(value) for name, value in sorted(outputs.items())}
 
     def _result(self, state: str, error: str, outputs: dict[str, Any], seconds: float) -> RunResult:
         tail = ""
@@ -303,7 +303,9 @@ class _Execution:
         self._current.name = name
         state, outputs = "failed", {}
         try:
-            outputs, status = original(**{**arguments, "task_spec": once})
+            found, status = original(**{**arguments, "task_spec": once})
+            # KFP gives them in an order that changes from run to run.
+            outputs = dict(sorted(found.items()))
             state = "succeeded" if status.name == "SUCCESS" else "failed"
             return outputs, status
         except _Cancelled:

@@ -107,14 +107,15 @@ class Progress:
 
 def _outcome(result: RunResult) -> list[tuple[str, str]]:
     """What a run came to, as labelled lines."""
-    lines = []
+    lines, told = [], {"decision"}
     if result.decision:
         reasons = f": {result.reasons}" if result.reasons and result.decision != "pass" else ""
         lines.append(("decision", result.decision + reasons))
+        told |= {"reasons"} if reasons else set()
     if result.error:
         lines.append(("error", result.error))
     # An artifact and its address are one thing to a person.
-    outputs = {str(value): name for name, value in result.outputs.items() if name != "decision" and value != ""}
+    outputs = {str(value): name for name, value in result.outputs.items() if name not in told and value != ""}
     reports = {path: step.name for step in result.steps for path in step.reports.values() if path.endswith(".html")}
     lines += [(name, value) for value, name in {**outputs, **reports}.items()]
     if result.state == "failed":

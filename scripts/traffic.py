@@ -74,5 +74,6 @@ class LiveTraffic:
         except (aiohttp.ClientError, TimeoutError):
             # A request without an answer is a failed one, whatever the cause.
             answered = False
-        self._sent[version] += 1
-        self._failed[version] += not answered
+        finally:
+            self._sent[version] += 1
+            self._failed[version] += not answered

@@ -158,6 +158,24 @@ def test_a_home_that_cannot_be_made_is_one_clear_line(monkeypatch, capsys):
     assert "modelyard: /proc/nothing cannot be made" in capsys.readouterr().err
 
 
+def test_a_decisions_reasons_are_told_once_and_outputs_in_order(capsys, tmp_path):
+    from modelyard.scripts.local_run import RunResult
+    from modelyard.scripts.progress import Progress
+
+    outputs = {"decision": "fail", "outcome": "rolled_back", "reasons": "it is slow", "version": "3"}
+    for decision in ("fail", "pass"):
+        result = RunResult("rollout", "succeeded", tmp_path, 1.0, (), (), outputs, decision, "it is slow")
+        Progress().finish(result)
+        shown = capsys.readouterr().out
+        assert shown.count("it is slow") == 1
+        assert shown.index("outcome") < shown.index("version")
+
+
+def test_a_component_without_a_description_is_described_by_its_name(capsys):
+    assert cli.main(["describe", str(Path(__file__).parents[2] / "compiled" / "components" / "rollout_model.yaml")]) == cli.OK
+    assert capsys.readouterr().out.startswith("rollout-model\n\nparameters:\n")
+
+
 def test_describing_a_pipeline_lists_its_parameters_required_ones_first(packages):
     shown = run("describe", packages / "speech.yaml").stdout
     assert shown.index("text  (text, required)") < shown.index("count  (whole number, default 2)")

@@ -1,5 +1,6 @@
 """Live traffic counts what a caller sees: by version, with nothing that was sent forgotten."""
 
+import asyncio
 import http.server
 import itertools
 import threading
@@ -64,3 +65,14 @@ def test_a_server_that_is_not_there_is_a_failed_request_and_not_an_end():
         time.sleep(0.02)
     traffic.stop()
     assert traffic.counts()[NO_VERSION]["failed"] > 0
+
+
+def test_a_request_that_fails_in_an_unforeseen_way_is_counted_all_the_same():
+    class Broken:
+        def post(self, *_, **__):
+            raise RuntimeError("unforeseen")
+
+    traffic = LiveTraffic("http://127.0.0.1:9", "fraud", [{}], per_second=1)
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        asyncio.run(traffic._send(Broken(), {}))
+    assert traffic.counts() == {NO_VERSION: {"sent": 1, "failed": 1}}
