@@ -402,7 +402,8 @@ def _model_rules(route: Route) -> list[dict[str, Any]]:
             rules.append({"match": match, "route": _to(route.stable)})
         elif route.mirror:
             fraction = {"default_value": {"numerator": route.canary_share, "denominator": "HUNDRED"}}
-            mirrored = {"cluster": route.canary.name, "runtime_fraction": fraction, "disable_shadow_host_suffix_append": True}
+            # Envoy appends "-shadow" to a copy's Host, by which the predictor tells it in its log.
+            mirrored = {"cluster": route.canary.name, "runtime_fraction": fraction}
             rules.append({"match": match, "route": {**_to(route.stable), "request_mirror_policies": [mirrored]}})
         elif route.canary_share == 100:
             rules.append({"match": match, "route": _to(route.canary)})

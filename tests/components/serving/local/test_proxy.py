@@ -414,6 +414,8 @@ def test_a_mirrored_canary_gets_a_copy_of_its_share_and_nobody_sees_that_it_fail
     proxy.apply([Route("fraud", stable.backend, canary.backend, 100, mirror=True)])
     assert ask(proxy.port, body=body)[0] == 200
     eventually(lambda: canary.seen()["most_body"] == len(body))
+    assert canary.seen()["headers"]["host"] == f"127.0.0.1-shadow:{proxy.port}"
+    assert stable.seen()["headers"]["host"] == f"127.0.0.1:{proxy.port}"
     canary.kill()
     assert {ask(proxy.port)[:2] for _ in range(20)} == {(200, "fraud-1")}
     eventually(lambda: proxy.counts()["fraud-2"].failed == copies + 21)
