@@ -219,9 +219,8 @@ class PredictorProcess:
         self.port = self._socket.getsockname()[1]
 
     def _environment(self, scratch: Path) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
         return {
-            **kept,
+            **kept_environment(cloud=logs_elsewhere(self.arm)),
             **self.arm.environment,
             "MODELYARD_HOME": str(self._folder.parent),
             "MODEL_VERSION": self.arm.model.version,
@@ -313,10 +312,22 @@ class PredictorProcess:
         shutil.rmtree(self._folder / "scratch" / self.arm.name, ignore_errors=True)
 
 
-# What a predictor takes over from the supervisor's environment: where programs and libraries are found, and how the object
-# store of the prediction log is reached. Everything else is left out.
+# What supervisor and predictors take over from the environment of whoever starts them: where programs and libraries are found.
+# Everything else is left out, for it may be secret.
 _KEPT = frozenset(("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH"))
-_KEPT_PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+# In addition, how the object store of a prediction log is reached.
+_KEPT_FOR_CLOUD = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+def kept_environment(*, cloud: bool) -> dict[str, str]:
+    """The part of this process's environment that is for supervisor and predictors, with credentials only if need be."""
+    prefixes = _KEPT_FOR_CLOUD if cloud else ()
+    return {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(prefixes)}
+
+
+def logs_elsewhere(arm: DesiredArm) -> bool:
+    """Whether an arm's prediction log is not on this machine."""
+    return "://" in arm.environment.get("MODELYARD_PREDICTION_LOG", "")
 
 
 def status_file(folder: Path, name: str) -> Path:

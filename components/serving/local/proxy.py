@@ -96,10 +96,23 @@ class Proxy:
         """Whether Envoy runs."""
         return self._running() is not None
 
+    def check_port(self) -> None:
+        """Makes sure that Envoy runs already or can listen, before anything else is started.
+
+        Raises:
+            InvalidInput: the port is in use.
+        """
+        if not self.alive():
+            _check_free(self.port)
+
     def pid(self) -> int | None:
         """Envoy's process; None if it does not run."""
         running = self._running()
         return None if running is None else running.pid
+
+    def running_at(self) -> int:
+        """The port at which Envoy listens, which may be another one; 0 if it does not run."""
+        return self._listening() if self.alive() else 0
 
     def apply(self, routes: Sequence[Route], timeout: float = 30.0) -> None:
         """Puts ``routes`` in force, in place of those before, and returns when they are.
@@ -193,10 +206,13 @@ class Proxy:
     def _record(self, process: processes.ProcessIdentity) -> None:
         write_text(self._pid_file, json.dumps(process.to_json()))
 
-    def _check_port(self) -> None:
+    def _listening(self) -> int:
         content = self._read_json("bootstrap.json")
         address = content["static_resources"]["listeners"][0]["address"] if content else None
-        listening = address["socket_address"]["port_value"] if address else self.port
+        return address["socket_address"]["port_value"] if address else self.port
+
+    def _check_port(self) -> None:
+        listening = self._listening()
         if listening != self.port:
             raise InvalidInput(
                 "port",

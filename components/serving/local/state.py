@@ -127,7 +127,7 @@ class Observed:
     """What the supervisor sees.
 
     Attributes:
-        generation: of the last state that is in force but for arms that are not ready.
+        generation: of the last state that is in force but for arms that are not ready; 0 if this supervisor has not looked yet.
         tried: generation of the last state that was read.
         supervisor: who wrote this.
         proxy: Envoy, when it was last seen.

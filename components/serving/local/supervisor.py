@@ -14,6 +14,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from modelyard.components.serving.local.predictor_process import (
 from modelyard.components.serving.local.processes import ProcessIdentity, find, identify
 from modelyard.components.serving.local.proxy import Backend, Proxy, Route
 from modelyard.components.serving.local.state import (
+    OBSERVED_FILE,
     PROXY_FOLDER,
     STATE_FILE,
     SUPERVISOR_LOG,
@@ -51,6 +53,8 @@ _TICK_SECONDS = 0.1
 _CHECK_SECONDS = 2.0
 _HOUSEKEEPING_SECONDS = 15.0
 _PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_GIVE_UP_SECONDS = 30.0
 _KEPT_LOGS = 20
 
 _log = logging.getLogger("supervisor")
@@ -58,6 +62,38 @@ _log = logging.getLogger("supervisor")
 
 class AnotherSupervises(Exception):
     """This home has a supervisor already."""
+
+
+class _Change(threading.Thread):
+    """Tells the proxy what is wanted of it.
+
+    Attributes:
+        desired: what was to be served when it began.
+        wanted: the routes that are to come in force.
+        routes: the same in the proxy's own terms.
+        error: why it failed; None if it did not, or has not ended yet.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., None],
+        desired: Desired,
+        wanted: dict[str, ObservedRoute],
+        routes: list[Route],
+        *,
+        alive: bool,
+    ) -> None:
+        super().__init__(daemon=True)
+        self.desired, self.wanted, self.routes = desired, wanted, routes
+        self.error: Exception | None = None
+        self._apply, self._alive = apply, alive
+
+    def run(self) -> None:
+        try:
+            self._apply(self.desired.port, self.routes, alive=self._alive)
+        except Exception as error:  # noqa: BLE001
+            # The supervisor's to judge.
+            self.error = error
 
 
 class Supervisor:
@@ -79,16 +115,21 @@ class Supervisor:
         self._proxy_port = 0
         self._envoy: ProcessIdentity | None = None
         self._next_proxy_try = self._next_housekeeping = 0.0
+        self._pause, self._refused_since = _PAUSE_SECONDS, 0.0
         before = read_observed(folder)
         self._observed_before = before
         self._routes = dict(before.routes)
         self._applied: list[Route] | None = None
+        # What the proxy is being told, in a thread of its own: it waits for slow clients, for whom nothing else has to wait.
+        self._change: _Change | None = None
         self._arms: dict[str, PredictorProcess] = {}
         # Arms in charge that the proxy has found healthy since they were last ready.
         self._healthy: set[str] = set()
         self._problem: Exception | None = None
         self._written: Observed | None = None
-        self._in_force = before.generation
+        self._place_written: tuple[int, int, int] | None = None
+        # Nothing, until this supervisor has made sure of it.
+        self._in_force = 0
         self._asked_to_end = False
 
     def run(self) -> None:
@@ -110,6 +151,10 @@ class Supervisor:
                     self._tell()
                     return
                 self._step()
+                if self._in_vain:
+                    _log.error("nothing can be served: everything is ended until serving is asked for again")
+                    self._end_all()
+                    return
             except OSError as error:
                 # Such as a full disk, or a folder that is just being removed: the next look may find it otherwise.
                 _log.error("cannot go on: %s", error)
@@ -136,14 +181,11 @@ class Supervisor:
 
     def _read_desired(self) -> None:
         """Takes up what is wanted if it changed. A file that is gone or damaged changes nothing."""
-        try:
-            found = (self._folder / STATE_FILE).stat()
-            seen = (found.st_ino, found.st_mtime_ns, found.st_size)
-            if seen == self._state_seen:
-                return
-            desired = read_desired(self._folder)
-        except FileNotFoundError:
+        seen = _signature(self._folder / STATE_FILE)
+        if seen in (None, self._state_seen):
             return
+        try:
+            desired = read_desired(self._folder)
         except InvalidInput as error:
             if str(error) != str(self._problem):
                 _log.error("%s", error)
@@ -152,6 +194,7 @@ class Supervisor:
         if desired is not None:
             first = self._state_seen is None
             self._problem = None
+            self._next_proxy_try, self._pause, self._refused_since = 0.0, _PAUSE_SECONDS, 0.0
             self._state_seen, self._desired = seen, desired
             if first:
                 self._adopt()
@@ -190,7 +233,8 @@ class Supervisor:
                 process.watch()
         self._route()
         self._look_from_the_proxy()
-        in_use = {arm for route in self._routes.values() for arm in (route.stable, route.canary)}
+        routes = [*self._routes.values(), *(self._change.wanted.values() if self._change else ())]
+        in_use = {arm for route in routes for arm in (route.stable, route.canary)}
         for arm_name in [name for name in self._arms if name not in wanted and name not in in_use]:
             if self._arms[arm_name].leave():
                 _log.info("%s is gone", arm_name)
@@ -206,22 +250,53 @@ class Supervisor:
         alive = self._envoy is not None and self._proxy_port == self._desired.port and self._envoy.alive()
         if not alive:
             self._healthy.clear()
+        if self._change is not None:
+            if self._change.is_alive():
+                return
+            self._take_up(self._change)
+            self._change = None
         if time.monotonic() < self._next_proxy_try:
             return
         try:
             routes = [self._proxy_route(name, route) for name, route in sorted(wanted.items())]
-            if alive and routes == self._applied:
-                self._in_force = self._desired.generation
-                return
-            self._apply(routes, alive=alive)
-        except (ModelyardError, OSError) as error:
-            _log.error("the proxy does not do as it should: %s", error)
-            self._problem, self._next_proxy_try = error, time.monotonic() + _PAUSE_SECONDS
+        except InvalidInput as error:
+            self._hinder(error)
             return
-        self._problem = None
-        if wanted != self._routes:
-            _log.info("routes in force: %s", "; ".join(_described(name, route) for name, route in wanted.items()) or "none")
-        self._routes, self._applied, self._in_force = wanted, routes, self._desired.generation
+        if alive and routes == self._applied:
+            self._in_force = self._desired.generation
+            return
+        self._change = _Change(self._apply, self._desired, wanted, routes, alive=alive)
+        self._change.start()
+
+    def _take_up(self, change: "_Change") -> None:
+        """Notes how it went to tell the proxy what is wanted."""
+        error = change.error
+        if error is None:
+            self._problem, self._pause, self._refused_since = None, _PAUSE_SECONDS, 0.0
+            if change.wanted != self._routes:
+                told = "; ".join(_described(name, route) for name, route in change.wanted.items())
+                _log.info("routes in force: %s", told or "none")
+            self._routes, self._applied, self._in_force = change.wanted, change.routes, change.desired.generation
+        elif not isinstance(error, (ModelyardError, OSError)):
+            raise error
+        elif change.desired.generation == self._desired.generation:
+            self._hinder(error)
+
+    def _hinder(self, error: Exception) -> None:
+        """Tells what hinders, once, and waits before the next try: longer and longer for what only somebody else can change."""
+        if str(error) != str(self._problem):
+            _log.error("the proxy does not do as it should: %s", error)
+        now = time.monotonic()
+        self._problem, self._next_proxy_try = error, now + self._pause
+        if isinstance(error, InvalidInput):
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            self._refused_since = self._refused_since or now
+
+    @property
+    def _in_vain(self) -> bool:
+        """Whether nothing was ever served, nor can be: whoever asked for it was told why."""
+        came_up = self._applied is not None or self._observed_before.routes
+        return not came_up and 0.0 < self._refused_since < time.monotonic() - _GIVE_UP_SECONDS
 
     def _look_from_the_proxy(self) -> None:
         """Asks the proxy about those in charge that became ready: live traffic reaches them only once it has seen so, too."""
@@ -266,12 +341,12 @@ class Supervisor:
         canary = backend(route.canary) if route.canary else None
         return Route(name, backend(route.stable), canary, route.share, route.mirror)
 
-    def _apply(self, routes: list[Route], *, alive: bool) -> None:
-        if self._proxy is None or self._proxy_port != self._desired.port:
+    def _apply(self, port: int, routes: list[Route], *, alive: bool) -> None:
+        if self._proxy is None or self._proxy_port != port:
             if self._proxy is not None:
-                _log.info("the proxy moves from port %d to %d", self._proxy_port, self._desired.port)
+                _log.info("the proxy moves from port %d to %d", self._proxy_port, port)
                 self._proxy.stop()
-            self._proxy, self._proxy_port = Proxy(self._folder / PROXY_FOLDER, self._desired.port), self._desired.port
+            self._proxy, self._proxy_port = Proxy(self._folder / PROXY_FOLDER, port), port
         elif not alive:
             _log.warning("the proxy is not there: it is started again")
         if not alive:
@@ -296,11 +371,19 @@ class Supervisor:
             self._routes,
             describe_problem(self._problem) if self._problem else None,
         )
-        if observed != self._written and not self._folder_is_gone():
+        # Also if what was told is lost, or somebody else's.
+        if (observed != self._written or self._told() != self._place_written) and not self._folder_is_gone():
             write_observed(self._folder, observed)
-            self._written = observed
+            self._written, self._place_written = observed, self._told()
+
+    def _told(self) -> tuple[int, int, int] | None:
+        """Which file tells what this supervisor sees; None if there is none."""
+        return _signature(self._folder / OBSERVED_FILE)
 
     def _end_all(self) -> None:
+        if self._change is not None:
+            self._change.join()
+            self._change = None
         if self._folder_is_gone():
             for envoy in find(str(self._folder / PROXY_FOLDER / "bootstrap.json")):
                 envoy.signal(signal.SIGTERM)
@@ -330,6 +413,15 @@ class Supervisor:
         for scratch in (self._folder / "scratch").iterdir():
             if scratch.name not in self._arms:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    """Changes whenever a file is written anew; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _described(name: str, route: ObservedRoute) -> str:

@@ -21,20 +21,28 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from modelyard.components import settings
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable, VerificationFailed
 from modelyard.components.serving.local.metrics import PredictorMetrics, read_metrics
-from modelyard.components.serving.local.predictor_process import START_SECONDS, end_predictors, get
-from modelyard.components.serving.local.processes import ProcessIdentity, identify, spawn_detached
+from modelyard.components.serving.local.predictor_process import (
+    START_SECONDS,
+    end_predictors,
+    find_predictors,
+    get,
+    kept_environment,
+    logs_elsewhere,
+)
+from modelyard.components.serving.local.processes import ProcessIdentity, find, identify, spawn_detached
 from modelyard.components.serving.local.proxy import BackendCounts, Proxy
 from modelyard.components.serving.local.state import (
     PROXY_FOLDER,
+    STATE_FILE,
     SUPERVISOR_LOG,
     Desired,
     DesiredArm,
@@ -65,10 +73,15 @@ PORT_VARIABLE = "MODELYARD_SERVING_PORT"
 # Longer than the supervisor waits for a predictor, so that it is the one to say what went wrong.
 _READY_SECONDS = START_SECONDS + 30.0
 _OBEY_SECONDS = 60.0
-_STOP_SECONDS = 120.0
+# Longer than the supervisor waits for slow clients of the proxy, then for its last requests, then for the predictors.
+_STOP_SECONDS = 180.0
 _POLL_SECONDS = 0.05
 _ALIVE_SECONDS = 1.0
 _START_AGAIN_SECONDS = 5.0
+# A supervisor that has just started takes over what runs within this time; one that runs but tells nothing is replaced.
+_LOOK_SECONDS = 5.0
+_MUTE_SECONDS = 30.0
+SUPERVISOR = "modelyard.components.serving.local.supervisor"
 # Settings that a predictor gets as they are where its arm is asked for, so that a supervisor that somebody else starts
 # later trusts the same signatures and writes the same log. None of them is a secret.
 _PATHS = (
@@ -83,10 +96,11 @@ _SETTINGS = (
     "MODELYARD_TRUSTED_IDENTITY",
     "MODELYARD_TRUSTED_ISSUER",
     "MODELYARD_PREDICTION_LOG_SECONDS",
+    "MODELYARD_PREDICTION_LOG_DAYS",
     "MODELYARD_MAX_REQUEST_BYTES",
+    "MODELYARD_MAX_REQUEST_ROWS",
     "MODEL_THRESHOLD",
 )
-_LEFT_OUT = ("MODELYARD_", "MODEL_", "KFP_", "_KFP_", "MLFLOW_")
 
 
 @dataclass(frozen=True)
@@ -142,17 +156,18 @@ class LocalTarget:
     def start_canary(self, model_name: str, model: ServedModel) -> None:
         """Starts ``model`` beside the stable version; see ``ServingTarget``. A model that is refused is an arm that failed."""
         check_model_name(model_name)
-        with self._change() as change:
+        with self._brought(model_name, model) as brought, self._change() as change:
             served = change.model(model_name)
             if served.canary and served.canary.model.digest != model.digest:
                 raise TargetChanged(
-                    f"version {served.canary.model.version} of {model_name!r} is under trial already: end that first"
+                    f"version {served.canary.model.version} of {model_name!r} is under trial already: end that first, "
+                    f"with modelyard split {model_name} --end"
                 )
             if not served.canary and served.stable and served.stable.model.digest == model.digest:
                 return
             arm = served.canary
             if arm is None:
-                arm = self._new_arm(model_name, model)
+                arm = brought or _changed_meanwhile(model_name)
                 change.put(model_name, replace(served, canary=arm, incoming=None, share=0, mirror=False))
             change.run()
         what = f"version {model.version} to be ready"
@@ -222,11 +237,11 @@ class LocalTarget:
             NotAvailable: it does not become ready; the message says why.
         """
         check_model_name(model_name)
-        with self._change() as change:
+        with self._brought(model_name, model, incoming=True) as brought, self._change() as change:
             served = change.model(model_name)
             arm = next((arm for arm in served.arms if arm.model.digest == model.digest), None)
             if arm is None:
-                arm = self._new_arm(model_name, model)
+                arm = brought or _changed_meanwhile(model_name)
                 if arm.refused:
                     raise VerificationFailed(arm.refused)
                 change.put(model_name, replace(served, incoming=arm))
@@ -242,7 +257,7 @@ class LocalTarget:
         with self._change() as change:
             served = change.model(model_name)
             if arm not in served.arms:
-                raise TargetChanged(f"somebody else changed what is served of {model_name!r}: look at modelyard status")
+                _changed_meanwhile(model_name)
             previous = served.previous if served.stable == arm else _previous(served)
             change.put(model_name, DesiredModel(arm, previous=previous))
         self._wait_for_stable(model_name, change.desired)
@@ -304,10 +319,9 @@ class LocalTarget:
         """
         if not self._desired().models:
             raise InvalidInput("serving state", str(self._folder), "nothing was served here yet; name a model")
-        with self._change() as change:
-            observed = read_observed(self._folder)
+        with self._tried_again() as again, self._change() as change:
             for name, served in change.desired.models.items():
-                stable, canary = (arm and self._try_again(name, arm, observed) for arm in (served.stable, served.canary))
+                stable, canary = (arm and again.get(arm.name, arm) for arm in (served.stable, served.canary))
                 change.put(name, replace(served, stable=stable, canary=canary, incoming=None))
             change.run()
         wanted = change.desired
@@ -369,14 +383,33 @@ class LocalTarget:
             supervisor.pid if supervisor and alive else 0,
             Proxy(self._folder / PROXY_FOLDER, desired.port).pid() or 0,
             predictors,
-            str(as_error(observed.problem)) if observed.problem else "",
+            (str(as_error(observed.problem)) if observed.problem else "") or self._without_state(),
+        )
+
+    def _without_state(self) -> str:
+        """What to do if processes run of which no state says that they are to; empty if there are none."""
+        if read_desired(self._folder) is not None or not find_predictors(self._folder):
+            return ""
+        return (
+            f"{self._folder / STATE_FILE} is gone, but what was served goes on: modelyard serve NAME takes each model up "
+            f"again, modelyard stop ends everything"
         )
 
     def _desired(self) -> Desired:
         return read_desired(self._folder) or Desired(port=self._first_port())
 
     def _first_port(self) -> int:
-        return _check_port("port", self._port) or _check_port(PORT_VARIABLE, os.environ.get(PORT_VARIABLE, "")) or DEFAULT_PORT
+        """Where the live traffic is to be if no state says so: where the proxy is that still runs, if there is one."""
+        return (
+            _check_port("port", self._port)
+            or self._running_at()
+            or _check_port(PORT_VARIABLE, os.environ.get(PORT_VARIABLE, ""))
+            or DEFAULT_PORT
+        )
+
+    def _running_at(self) -> int:
+        """Where the proxy is that runs, whatever is wanted; 0 if there is none."""
+        return Proxy(self._folder / PROXY_FOLDER, DEFAULT_PORT).running_at()
 
     @contextmanager
     def _change(self) -> Iterator["_Change"]:
@@ -388,16 +421,46 @@ class LocalTarget:
             yield change
             if change.desired != before:
                 change.desired = write_desired(self._folder, change.desired)
+                if _logs_elsewhere(change.desired) and not _logs_elsewhere(before):
+                    # The one at work has no credentials, which this process may have.
+                    self._replace_supervisor()
             self._forget_models(change.desired)
 
     def _port_to_use(self, desired: Desired) -> int:
         """Where the live traffic is to be: another port than it is now only if that was asked for, or nothing runs."""
         given = _check_port("port", self._port)
-        if not given and not desired.running:
+        if not given and not desired.running and not self._running_at():
             given = _check_port(PORT_VARIABLE, os.environ.get(PORT_VARIABLE, ""))
         if given and given != desired.port and desired.running:
             _check_free(given)
-        return given or desired.port
+        wanted = given or desired.port
+        if not desired.running:
+            Proxy(self._folder / PROXY_FOLDER, wanted).check_port()
+        return wanted
+
+    @contextmanager
+    def _brought(self, model_name: str, model: ServedModel, *, incoming: bool = False) -> Iterator[DesiredArm | None]:
+        """An arm for a model that no arm serves yet; None if one does, also the incoming one if that counts.
+
+        The model is fetched and verified before the state is locked, so that no other verb has to wait for it.
+        """
+        served = self._desired().models.get(model_name, DesiredModel())
+        arms = (served.stable, served.canary, served.incoming if incoming else None)
+        if any(arm and arm.model.digest == model.digest for arm in arms):
+            yield None
+            return
+        make_folder(self._folder)
+        with self._held(model):
+            yield self._new_arm(model_name, model)
+
+    @contextmanager
+    def _held(self, model: ServedModel) -> Iterator[None]:
+        """Keeps a model's copy from being made or removed by anybody else."""
+        with exclusive_lock(self._lock_of(self._copy(model))):
+            yield
+
+    def _lock_of(self, copy: Path) -> Path:
+        return self._folder / f"model-{copy.name}.lock"
 
     def _new_arm(self, model_name: str, model: ServedModel) -> DesiredArm:
         name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{model_name}-v{model.version}") + f"-{secrets.token_hex(3)}"
@@ -457,25 +520,46 @@ class LocalTarget:
         folder = self._folder / "models"
         for copy in folder.iterdir() if folder.is_dir() else ():
             if copy not in kept:
-                shutil.rmtree(copy, ignore_errors=True)
+                # One that somebody is fetching is about to be needed.
+                with suppress(_Held), exclusive_lock(self._lock_of(copy), on_wait=_leave_it):
+                    shutil.rmtree(copy, ignore_errors=True)
 
-    def _try_again(self, model_name: str, arm: DesiredArm, observed: Observed) -> DesiredArm:
-        """A new start for an arm that had failed; any other stays as it is."""
-        found = observed.arms.get(arm.name)
-        if not arm.refused and not (found and found.state == "failed"):
-            return arm
-        return self._new_arm(model_name, arm.model)
+    @contextmanager
+    def _tried_again(self) -> Iterator[dict[str, DesiredArm]]:
+        """New arms in place of those that had failed, by the names of these."""
+        observed = read_observed(self._folder)
+        again = {}
+        with ExitStack() as held:
+            for name, served in self._desired().models.items():
+                for arm in (served.stable, served.canary):
+                    found = observed.arms.get(arm.name) if arm else None
+                    if arm and (arm.refused or (found and found.state == "failed")):
+                        held.enter_context(self._held(arm.model))
+                        again[arm.name] = self._new_arm(name, arm.model)
+            yield again
 
     def _attended(self, desired: Desired) -> Observed:
         """What the supervisor sees, after one was started if something is to run and there is none."""
         if desired.running:
             self._wait_until(lambda _: True, "a supervisor to start", desired)
+            # One that has just started has not looked at what runs yet.
+            deadline = time.monotonic() + _LOOK_SECONDS
+            while not ((observed := read_observed(self._folder)).generation or observed.problem):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_POLL_SECONDS)
         return read_observed(self._folder)
 
+    def _replace_supervisor(self) -> None:
+        """Ends the supervisor; what it has started goes on, and the next one takes it over."""
+        for supervisor in find(f"-m {SUPERVISOR} --home {self._home}"):
+            if supervisor.command.endswith(f" {self._home}"):
+                supervisor.signal(signal.SIGTERM)
+
     def _start_supervisor(self) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
+        kept = kept_environment(cloud=_logs_elsewhere(self._desired()))
         spawn_detached(
-            [sys.executable, "-P", "-m", "modelyard.components.serving.local.supervisor", "--home", str(self._home)],
+            [sys.executable, "-P", "-m", SUPERVISOR, "--home", str(self._home)],
             environment={**kept, "MODELYARD_HOME": str(self._home), "TMPDIR": str(self._folder / "scratch")},
             folder=self._folder,
             log=self._folder / SUPERVISOR_LOG,
@@ -491,6 +575,7 @@ class LocalTarget:
         attended: ProcessIdentity | None = None
         deadline = time.monotonic() + seconds
         next_look = next_start = 0.0
+        next_replacement = time.monotonic() + _MUTE_SECONDS
         while True:
             observed, now = read_observed(self._folder), time.monotonic()
             if now >= next_look or observed.supervisor != attended:
@@ -498,7 +583,11 @@ class LocalTarget:
                 attended = observed.supervisor if observed.supervisor and observed.supervisor.alive() else None
                 next_look = now + _ALIVE_SECONDS
             if attended is None:
-                if now >= next_start:
+                if now >= next_replacement:
+                    # Such as one of another release, which tells what it sees in another format.
+                    self._replace_supervisor()
+                    next_start, next_replacement = now + _ALIVE_SECONDS, deadline
+                elif now >= next_start:
                     self._start_supervisor()
                     next_start = now + _START_AGAIN_SECONDS
             elif so(observed):
@@ -548,6 +637,14 @@ class LocalTarget:
         return self._folder / "records" / f"{check_model_name(model_name)}.json"
 
 
+class _Held(Exception):
+    """Somebody else is at work on it."""
+
+
+def _leave_it() -> None:
+    raise _Held
+
+
 class _Change:
     """What a verb makes of what is wanted."""
 
@@ -566,6 +663,16 @@ class _Change:
     def run(self) -> None:
         """Wants everything to run."""
         self.desired = replace(self.desired, port=self._port_to_use(self.desired), running=True)
+
+
+def _changed_meanwhile(model_name: str) -> NoReturn:
+    raise TargetChanged(f"somebody else changed what is served of {model_name!r}: look at modelyard status")
+
+
+def _logs_elsewhere(desired: Desired) -> bool:
+    """Whether a prediction log is not on this machine, so that a predictor needs credentials."""
+    arms = [arm for served in desired.models.values() for arm in served.arms]
+    return any(logs_elsewhere(arm) for arm in arms)
 
 
 def _previous(served: DesiredModel) -> ServedModel | None:

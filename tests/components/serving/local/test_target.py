@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,12 @@ import psutil
 import pytest
 
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
-from modelyard.components.serving.local.state import read_desired, read_observed
+from modelyard.components.predictions import writer
+from modelyard.components.predictor import configuration
+from modelyard.components.serving.local import target as local_target
+from modelyard.components.serving.local.predictor_process import PredictorProcess
+from modelyard.components.serving.local.state import Desired, make_folder, read_desired, read_observed, write_desired
+from modelyard.components.serving.local.supervisor import LOCK_FILE
 from modelyard.components.serving.local.target import LocalTarget
 from modelyard.components.serving.target import ArmCounts, RecordChanged, ServedModel, TargetChanged
 from tests.components.serving.local.conftest import until
@@ -219,6 +225,11 @@ def _whole(state):
 
 def test_a_supervisor_that_dies_leaves_its_predictors_to_the_next_one(yard):
     target = yard.serve("1")
+    supervisor = yard.supervisor()
+    supervisor.signal(signal.SIGKILL)
+    until(lambda: not supervisor.alive())
+    # Nothing else has changed, so nothing else is said.
+    assert target.state("fraud").stable.ready
     supervisor, predictor, proxy = yard.supervisor(), yard.predictor("1"), yard.proxy()
     supervisor.signal(signal.SIGKILL)
     until(lambda: not supervisor.alive())
@@ -279,7 +290,7 @@ def test_a_stop_leaves_nothing_running_and_a_start_brings_everything_back(yard):
         assert (after.stable.share, after.stable.ready, after.canary.share, after.canary.ready) == (70, True, 30, True)
 
 
-def test_a_damaged_state_is_told_and_what_runs_goes_on(yard):
+def test_a_damaged_state_is_told_and_what_runs_goes_on_where_it_is(yard, monkeypatch):
     target = yard.serve("1")
     path = yard.folder / "state.json"
     good = path.read_bytes()
@@ -300,6 +311,8 @@ def test_a_damaged_state_is_told_and_what_runs_goes_on(yard):
         until(lambda: read_observed(yard.folder).problem is None)
         # The other way on: without the file, and the model served anew.
         path.unlink()
+        assert re.search("state.json is gone.*modelyard serve NAME.*modelyard stop", target.health().problem)
+        monkeypatch.setenv("MODELYARD_SERVING_PORT", str(free_port()))
         target.restore("fraud", yard.models["2"])
         until(lambda: len(yard.processes()) == 3)
         assert target.state("fraud").stable.model == yard.models["2"]
@@ -320,6 +333,7 @@ def test_a_port_in_use_is_told_and_another_one_works(new_yard):
         with pytest.raises(InvalidInput, match=rf"port = {yard.port}: it is in use.*{os.getpid()}.*--port"):
             yard.target().restore("fraud", yard.models["1"])
         assert yard.target().state("fraud").stable is None
+        assert yard.processes() == []
         yard.port = free_port()
         target = LocalTarget(yard.home, yard.port)
         target.restore("fraud", yard.models["1"])
@@ -336,6 +350,77 @@ def test_a_port_in_use_is_told_and_another_one_works(new_yard):
     yard.port = free_port()
     LocalTarget(yard.home, yard.port).start()
     assert yard.traffic().ask() == "1"
+
+
+def test_every_setting_of_a_predictor_and_of_its_log_reaches_it(new_yard, monkeypatch):
+    tables = f"{configuration.__doc__}{writer.__doc__}"
+    variables = set(re.findall(r"^\| ``([A-Z_]+)``", tables, re.MULTILINE)) - {"MODEL_VERSION", "MODEL_DIGEST"}
+    assert {"MODEL_THRESHOLD", "MODELYARD_PREDICTION_LOG_DAYS"} <= variables
+    yard = new_yard()
+    for variable in variables:
+        monkeypatch.setenv(variable, "7")
+    arm = yard.target()._new_arm("fraud", yard.models["1"])
+    assert variables <= arm.environment.keys()
+
+
+@pytest.mark.parametrize(("log", "cloud"), [("", set()), ("s3://bucket/log", {"AWS_SECRET_ACCESS_KEY"})])
+def test_a_supervisor_and_its_predictors_inherit_no_secret_that_they_do_not_need(new_yard, monkeypatch, log, cloud):
+    yard, given = new_yard(), []
+    monkeypatch.setattr(local_target, "spawn_detached", lambda command, *, environment, folder, log: given.append(environment))
+    monkeypatch.setattr(local_target.LocalTarget, "_wait_until", lambda self, *_: self._start_supervisor())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("GITHUB_TOKEN", "secret")
+    if log:
+        monkeypatch.setenv("MODELYARD_PREDICTION_LOG", log)
+    yard.target().start_canary("fraud", yard.models["1"])
+    arm = read_desired(yard.folder).models["fraud"].canary
+    given.append(PredictorProcess(arm, "fraud", yard.folder)._environment(yard.folder))
+    assert [{name for name, value in found.items() if value == "secret"} for found in given] == [cloud, cloud]
+    (yard.folder / "state.json").unlink()
+
+
+def test_a_model_is_fetched_and_verified_before_anybody_else_has_to_wait(new_yard, monkeypatch):
+    yard, free = new_yard(), []
+    monkeypatch.setattr(local_target.LocalTarget, "_wait_until", lambda *_: None)
+    bring = local_target.LocalTarget._bring
+
+    def look_and_bring(self, *model):
+        free.append(not (yard.folder / "state.lock").exists())
+        return bring(self, *model)
+
+    monkeypatch.setattr(local_target.LocalTarget, "_bring", look_and_bring)
+    yard.target().start_canary("fraud", yard.models["1"])
+    yard.target().start_canary("fraud", yard.models["1"])
+    assert free == [True]
+    (yard.folder / "state.json").unlink()
+
+
+def test_a_supervisor_that_tells_nothing_is_replaced(new_yard, monkeypatch):
+    monkeypatch.setattr(local_target, "_MUTE_SECONDS", 0.3)
+    yard = new_yard()
+    make_folder(yard.folder)
+    # As one of another release, which holds the lock and tells what it sees in words of its own.
+    mute = subprocess.Popen(
+        [sys.executable, "-c", _MUTE, str(yard.folder / LOCK_FILE), "-m", local_target.SUPERVISOR, "--home", str(yard.home)],
+        stdout=subprocess.PIPE,
+    )
+    assert mute.stdout.readline() == b"locked\n"
+    reaper = threading.Thread(target=mute.wait)
+    reaper.start()
+    write_desired(yard.folder, Desired(running=True, port=yard.port))
+    assert yard.target().health().supervisor not in (0, mute.pid)
+    reaper.join()
+    mute.stdout.close()
+    assert mute.returncode == -signal.SIGTERM
+
+
+_MUTE = """
+import sys, time
+from modelyard.components.storage.locks import exclusive_lock
+with exclusive_lock(sys.argv[1]):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
