@@ -30,8 +30,9 @@ def rollout_model(
     Starts the version beside the one in charge, asks it for its golden rows, and raises its share of the traffic. At each step
     both are compared on failed and rejected requests, latency and scores, by sequential tests that may be looked at as often
     as one likes; no data never counts as a pass. On pass it becomes champion and gets all the traffic; on fail the traffic
-    goes back at once and the registry says why; inconclusive is rolled back too, and may be tried again. A step that was
-    killed goes on where it stood when it is run again.
+    goes back at once and the registry says why; inconclusive is rolled back too, and may be tried again. A version whose
+    signature or content is not what it must be fails without any traffic. A step that was killed goes on where it stood when
+    it is run again; one that is cancelled takes the traffic from the version until then.
 
     Args:
         model_name: Name of the registered model.
@@ -39,7 +40,8 @@ def rollout_model(
         digest: Its model digest, which is checked.
         uri: Where the registry says it is kept, as register_model gave it.
         target: Where the model is served: local.
-        steps: Percentages of the live traffic, one after another, rising.
+        steps: Percentages of the live traffic, one after another, rising. The first is below 100, unless shadow_seconds is
+            given: at 100 there is nothing to compare with.
         bake_seconds: How long each step is watched at least.
         min_samples: Requests that the version must have answered in each step.
         look_seconds: Time between two looks.
@@ -87,11 +89,12 @@ def rollback_model(
     target: str = "local",
     reason: str = "",
 ) -> NamedTuple("Outputs", [("version", str), ("digest", str), ("replaced", str), ("registry", str)]):
-    """Brings back the version that was served before, in one step.
+    """Ends the trial that is under way, or else brings back the version that was served before, in one step.
 
-    The version is verified first and ready before it gets the traffic; a version under trial is taken away. The registry
-    follows, and if MLflow does not answer, the change is kept and made by the next rollout or rollback. Repeating a rollback
-    changes nothing.
+    While a version is on trial, it goes, and the version in charge keeps everything. With none on trial, the version that was
+    in charge before comes back, verified first and ready before it gets the traffic. The registry follows, and if MLflow does
+    not answer, the change is kept and made by the next rollout or rollback. Repeating a rollback changes nothing, for ten
+    minutes if it ended a trial.
 
     Args:
         model_name: Name of the served model.
@@ -99,9 +102,9 @@ def rollback_model(
         reason: Why, for the registry.
 
     Returns:
-        version: The version in charge now.
+        version: The version in charge now; empty if the trial of a first version was ended.
         digest: Its model digest.
-        replaced: The version that was in charge.
+        replaced: The version that lost its traffic: the one on trial, or else the one that was in charge.
         registry: What came of the registry; starts with "pending:" if it could not be told yet.
     """
     from modelyard.components.rollout.rollback import roll_back

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from modelyard.components.announcements import announce
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
 from modelyard.components.registry.promotion import PromotionRefused, promote_model
 from modelyard.components.rollout import registry_side
@@ -39,6 +40,8 @@ from modelyard.components.rollout.record import (
     WATCHING,
     Notes,
     Progress,
+    Record,
+    TakenOver,
     point_of,
 )
 from modelyard.components.rollout.registry_side import RegistryChange, RegistryView
@@ -51,6 +54,8 @@ PROMOTED, ROLLED_BACK = "promoted", "rolled_back"
 _WINDOW_REQUESTS = 100
 # About 4 in 100,000 for one look: a step has hundreds, and this is a net under the tests, not one of them.
 _Z = 4.0
+_MOST_RESTARTS = 2
+NO_SHARE: dict[str, Any] = {"percent": 0, "mirror": False}
 
 
 class _Decided(Exception):
@@ -119,20 +124,65 @@ class Rollout:
                 f"a rollout of version {earlier.version} of {self._name!r} was stopped half-way and its canary still stands: "
                 f"run that rollout again to finish it, or end it with: modelyard split {self._name} --end"
             )
-        if self._progress is not earlier:
-            self._begin(state)
         try:
-            if self._progress.phase == STARTING:
-                self._start()
-            if self._progress.phase == WATCHING:
-                self._watch()
-        except _Decided as decided:
-            self._turn_back(decided.decision, decided.reasons)
-        if self._progress.phase == PROMOTING:
-            self._promote()
-        if self._progress.phase == ROLLING_BACK:
-            self._roll_back()
+            if self._progress is not earlier:
+                self._begin(state)
+            try:
+                if self._progress.phase == STARTING:
+                    self._start()
+                if self._progress.phase == WATCHING:
+                    self._watch()
+            except _Decided as decided:
+                self._turn_back(decided.decision, decided.reasons)
+            if self._progress.phase == PROMOTING:
+                self._promote()
+            if self._progress.phase == ROLLING_BACK:
+                self._roll_back()
+        except TakenOver as taken:
+            with suppress(NotAvailable):
+                self._leave(taken.record)
+            raise
         return self._progress
+
+    def refuse(self, earlier: Progress | None, why: VerificationFailed) -> Progress:
+        """Ends the rollout of a version that is not what the registry says it is, and returns how it went.
+
+        Args:
+            earlier: the last rollout of the model, from the record.
+            why: what was found.
+
+        Raises:
+            VerificationFailed: it is in charge already, or the rollout of another version stands half-way: nothing was changed.
+            NotAvailable: the target cannot be reached; a repetition goes on.
+        """
+        state = self._target.state(self._name)
+        unfinished = earlier is not None and earlier.phase != FINISHED
+        mine = earlier is not None and earlier.digest == self._candidate.digest
+        if _serves(state.stable, self._candidate.digest) or (
+            earlier is not None and unfinished and not mine and _serves(state.canary, earlier.digest)
+        ):
+            raise why
+        if earlier is not None and unfinished and mine:
+            self._progress = earlier
+        else:
+            self._progress.started = self._now()
+        self._turn_back(FAIL, [f"version {self._candidate.version} was refused: {why}"])
+        self._roll_back()
+        return self._progress
+
+    def _leave(self, kept: Record) -> None:
+        """Undoes what this process did since a rollback ended its rollout."""
+        ended, digest = kept.rollout, self._progress.digest
+        if kept.holder or not kept.rolled_back or ended is None or ended.digest != digest or ended.phase != FINISHED:
+            return
+        state = self._target.state(self._name)
+        if _serves(state.canary, digest):
+            self._target.roll_back(self._name)
+        elif _serves(state.stable, digest) and kept.rolled_back["to"]:
+            self._target.restore(self._name, ServedModel(**kept.rolled_back["to"]))
+        if self._progress.registry_asked:
+            self._notes.add_pending(self._registry_change("; ".join(ended.reasons)).to_json())
+            registry_side.finish_pending(self._target, self._name)
 
     # Where it stands
 
@@ -230,7 +280,7 @@ class Rollout:
             raise _Decided(FAIL, f"version {self._candidate.version} did not become ready: {arm.reason or 'no reason given'}")
         if fault := self._replay(arm.url, self._name, self._view.candidate.directory):
             raise _Decided(FAIL, fault)
-        self._keep_counts(self._target.counts(self._name))
+        self._begin_counts(self._target.counts(self._name))
         self._event("The canary is ready and answers the golden rows as it must.")
         self._progress.phase = WATCHING
         self._notes.write(self._progress)
@@ -284,6 +334,7 @@ class Rollout:
             progress.step += 1
             progress.waited, progress.watched, progress.held = 0.0, 0.0, False
             progress.samples, progress.failed = {STABLE: 0, CANARY: 0}, {STABLE: 0, CANARY: 0}
+            progress.rejected = {STABLE: 0, CANARY: 0}
         self._conclude()
 
     def _conclude(self) -> None:
@@ -311,7 +362,7 @@ class Rollout:
             # A target that was just started again may not see yet what is in force.
             self._sleep(self._plan.look_seconds)
             self._check_share(self._check_untouched(self._target.state(self._name)), shares)
-        if progress.in_force == share:
+        if progress.in_force == progress.asked == share:
             return
         progress.asked = share
         # Written first: a share that the record does not explain is somebody else's.
@@ -327,7 +378,10 @@ class Rollout:
             raise _Decided(INCONCLUSIVE, f"its share could not be set: {error}") from error
         progress.in_force = share
         # A look must not mix two shares, so what was answered meanwhile belongs to none.
-        self._keep_counts(self._target.counts(self._name))
+        try:
+            self._begin_counts(self._target.counts(self._name))
+        except NotAvailable:
+            self._begin_counts(ArmCounts(None, None))
         self._event(f"Step {progress.step + 1} of {len(self._steps)}: the canary gets {step} of the traffic.")
 
     def _insist(self, verb: Callable[[], None]) -> None:
@@ -397,7 +451,7 @@ class Rollout:
                 self._check_share(canary, (progress.in_force,))
             # Once, it may be a target that was just started again and does not see yet what is in force.
             progress.share_differed = True
-            self._keep_counts(counts)
+            self._begin_counts(counts)
             self._notes.write(progress)
             return False
         progress.share_differed = False
@@ -419,6 +473,7 @@ class Rollout:
             if seen[arm].restarted:
                 self._event(f"The {arm} version, or what counts for it, started again: its counts begin at zero.")
             progress.add(arm, seen[arm])
+        progress.restarts += seen[CANARY].predictor_restarted
         self._keep_counts(counts)
         evidence = self._evidence
         if evidence is not None and self._compares(step):
@@ -440,6 +495,11 @@ class Rollout:
     def _compares(self, step: Step) -> bool:
         return bool(self._progress.replaces) and (step.mirror or step.percent < WHOLE)
 
+    def _begin_counts(self, counts: ArmCounts) -> None:
+        """Counts from here; an arm that cannot be read counts from where it can be."""
+        self._progress.last_counts = {}
+        self._keep_counts(counts)
+
     def _keep_counts(self, counts: ArmCounts) -> None:
         self._progress.keep_counts(STABLE, counts.stable)
         self._progress.keep_counts(CANARY, counts.canary)
@@ -449,12 +509,14 @@ class Rollout:
         progress = self._progress
         reasons = []
         if canary.failed:
-            reasons.append(f"version {progress.version} failed: {canary.reason or 'no reason given'}")
+            reasons.append(self._failure(canary))
         progress.unready = 0.0 if canary.ready else progress.unready + elapsed
         if not canary.ready and not canary.failed and progress.unready > self._plan.limits.ready_grace_seconds:
             reasons.append(
                 f"version {progress.version} has not been ready for {progress.unready:.0f} s: {canary.reason or 'no reason'}"
             )
+        if progress.restarts > _MOST_RESTARTS:
+            reasons.append(f"version {progress.version}: its predictor restarted {progress.restarts} times")
         for arm, found in seen.items():
             failed, requests = progress.window[arm]
             progress.window[arm] = [failed + found.failed, requests + found.samples]
@@ -466,21 +528,26 @@ class Rollout:
         return reasons
 
     def _faults(self, step: Step) -> list[str]:
-        """What the tests found, or at 100 % the comparison with what the stable version's failures had been."""
+        """What the tests found, or at 100 % the comparison with what the stable version had failed and rejected."""
         if self._compares(step):
             return self._evidence.faults if self._evidence is not None else []
-        progress = self._progress
-        before = progress.total(STABLE)
-        if not before.samples or not progress.samples[CANARY]:
-            return []
-        allowed = self._plan.limits.max_failure_ratio * _wilson(before.failed, before.samples)[1]
-        low = _wilson(progress.failed[CANARY], progress.samples[CANARY])[0]
-        if low <= allowed:
-            return []
-        return [
-            f"{progress.failed[CANARY]} of {progress.samples[CANARY]} requests failed at all the traffic, at least "
-            f"{100 * low:.2g} % by its interval; of the version before at most {100 * allowed:.2g} %"
-        ]
+        progress, limits = self._progress, self._plan.limits
+        before, samples = progress.total(STABLE), progress.samples[CANARY]
+        requests = samples + progress.rejected[CANARY]
+        faults = []
+        for verb, bad, total, bad_before, total_before, ratio in (
+            ("failed", progress.failed[CANARY], samples, before.failed, before.samples, limits.max_failure_ratio),
+            ("were rejected", progress.rejected[CANARY], requests, before.rejected, before.requests, limits.max_rejected_ratio),
+        ):
+            if not total or not total_before:
+                continue
+            allowed, low = ratio * _wilson(bad_before, total_before)[1], _wilson(bad, total)[0]
+            if low > allowed:
+                faults.append(
+                    f"{bad} of {total} requests {verb} at all the traffic, at least {100 * low:.2g} % by its interval; of the "
+                    f"version before at most {100 * allowed:.2g} %"
+                )
+        return faults
 
     def _is_done(self, step: Step) -> bool:
         """Whether the step has lasted its time and seen its requests."""
@@ -535,15 +602,22 @@ class Rollout:
                 self._turn_back(INCONCLUSIVE, ["somebody else took the canary away"])
                 return
             if arm.failed:
-                self._turn_back(FAIL, [f"version {progress.version} failed: {arm.reason or 'no reason given'}"])
+                self._turn_back(FAIL, [self._failure(arm)])
                 return
+        progress.registry_asked = True
+        # Written first: from here on, taking the canary away is not all that there is to undo.
+        self._notes.write(progress)
         try:
             before = promote_model(self._name, progress.version, progress.digest)
         except (PromotionRefused, VerificationFailed, InvalidInput) as error:
+            progress.registry_asked = isinstance(error, VerificationFailed)
             self._turn_back(FAIL, [f"the registry refused it: {error}"])
             return
         try:
-            self._insist(lambda: self._target.promote(self._name, progress.digest))
+            self._insist(self._promote_at_target)
+        except _Decided as decided:
+            self._turn_back(decided.decision, decided.reasons)
+            return
         except TargetChanged:
             # The registry has decided; whoever took the canary away meanwhile did not know, unless it was a rollback.
             self._notes.write(progress)
@@ -551,11 +625,32 @@ class Rollout:
         self._event(f"Version {progress.version} is champion" + (f" in place of version {before}." if before else "."))
         self._finish(PROMOTED)
 
+    def _promote_at_target(self) -> None:
+        try:
+            self._target.promote(self._name, self._progress.digest)
+        except NotAvailable as error:
+            # Nobody gets the traffic of one that died since it passed.
+            canary = self._target.state(self._name).canary
+            if canary is not None and _serves(canary, self._progress.digest) and canary.failed:
+                raise _Decided(FAIL, self._failure(canary)) from error
+            raise
+
+    def _failure(self, arm: Arm) -> str:
+        return f"version {self._progress.version} failed: {arm.reason or 'no reason given'}"
+
+    def _registry_change(self, reason: str) -> RegistryChange:
+        """What the registry is told of a version that failed."""
+        progress = self._progress
+        if progress.registry_asked and progress.replaces:
+            before = progress.replaces
+            return RegistryChange(registry_side.BRING_BACK, before["version"], before["digest"], progress.version, reason)
+        return RegistryChange(registry_side.REJECT, progress.version, progress.digest, "", reason)
+
     def _roll_back(self) -> None:
         progress = self._progress
         self._take_canary_away()
         if progress.decision == FAIL:
-            change = RegistryChange(registry_side.REJECT, progress.version, progress.digest, "", "; ".join(progress.reasons))
+            change = self._registry_change("; ".join(progress.reasons))
             try:
                 self._event(f"Registry: {registry_side.make(self._name, change)}.")
             except NotAvailable as error:
@@ -585,7 +680,7 @@ class Rollout:
 
     def _event(self, text: str) -> None:
         self._progress.events.append({"at": round(self._now(), 3), "text": text})
-        print(text, flush=True)
+        announce(text)
 
     def _say(self, step: Step, seen: dict[str, Increment]) -> None:
         progress = self._progress

@@ -66,7 +66,9 @@ def _ask(url: str, path: str, body: str) -> Any:
         raise NotAvailable(f"the target gives {url!r} as the arm's address, which is no http:// URL")
     connection = http.client.HTTPConnection(place.hostname, place.port, timeout=_TIMEOUT_SECONDS)
     try:
-        connection.request("POST", place.path.rstrip("/") + path, body, {"Content-Type": "application/json"})
+        # It is no client's request: the predictor neither logs nor counts what carries this header.
+        headers = {"Content-Type": "application/json", "x-modelyard-check": "golden"}
+        connection.request("POST", place.path.rstrip("/") + path, body, headers)
         response = connection.getresponse()
         text = response.read()
         if response.status != http.client.OK:

@@ -12,6 +12,7 @@ class Increment:
 
     Attributes:
         restarted: whether a count fell, so that all of its kind count from zero.
+        predictor_restarted: whether it was one that the predictor itself keeps: latencies or scores.
     """
 
     answered: int = 0
@@ -21,6 +22,7 @@ class Increment:
     scores: tuple[int, ...] = Counts().scores
     flagged: int = 0
     restarted: bool = False
+    predictor_restarted: bool = False
 
     @property
     def requests(self) -> int:
@@ -45,8 +47,8 @@ def increment(before: Counts | None, now: Counts | None) -> Increment:
     )
     latency, second = _grown(before.latency, now.latency)
     scores, third = _grown((*before.scores, before.flagged), (*now.scores, now.flagged))
-    restarted = first or second or third
-    return Increment(answered, rejected, failed, latency, scores[:-1], scores[-1], restarted)
+    predictor = second or third
+    return Increment(answered, rejected, failed, latency, scores[:-1], scores[-1], first or predictor, predictor)
 
 
 def _grown(before: Sequence[int], now: Sequence[int]) -> tuple[tuple[int, ...], bool]:

@@ -93,7 +93,8 @@ def parse_plan(
     """Checks the parameters of a rollout, of which no data or server is needed.
 
     Args:
-        steps: percentages of the live traffic that the canary gets one after another: whole, rising, 1 to 100.
+        steps: percentages of the live traffic that the canary gets one after another: whole, rising, 1 to 100. The first
+            is below 100 or comes after a mirrored step, for at all the traffic there is nothing to compare with.
         bake_seconds: how long each step is watched at least.
         min_samples: requests that the canary must have answered in each step.
         look_seconds: time between two looks.
@@ -116,8 +117,13 @@ def parse_plan(
             raise InvalidInput(
                 "deadline_seconds", deadline_seconds, f"a step lasts {seconds[name]:g} s already ({name}); give at least that"
             )
+    percents = _percents(steps)
+    if percents[0] == WHOLE and not seconds["shadow_seconds"]:
+        raise InvalidInput(
+            "steps", list(steps), "at 100 % there is nothing to compare with: begin below it, or with shadow_seconds"
+        )
     return Plan(
-        percents=_percents(steps),
+        percents=percents,
         min_samples=_whole("min_samples", min_samples, low=1),
         limits=_limits(limits),
         **seconds,

@@ -6,18 +6,24 @@ One record a model, JSON, written whole at each look::
      "holder": {"token": …, "until": …},     who is at work, and until when others leave it alone
      "rollout": {…},                         the last rollout, finished or not: ``Progress``
      "rolled_back": {…},                     the last rollback: what was replaced by what, and whether it is done
-     "pending": [{…}]}                       changes of the registry that could not be made yet
+     "pending": [{…}],                       changes of the registry that could not be made yet
+     "revision": …}                          how often it was written
 
-A holder renews its claim with each write, and finds out in the same moment if somebody took it over.
+A holder renews its claim with each write, and finds out in the same moment if somebody took it over. Nobody's write undoes
+another's: whoever finds that the record was written since it was read reads it again (``change``).
 """
 
+import fcntl
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from modelyard.components.errors import InvalidInput
 from modelyard.components.rollout.increments import Increment
-from modelyard.components.serving.target import Counts, ServedModel, ServingTarget, TargetChanged
+from modelyard.components.serving.target import Counts, RecordChanged, ServedModel, ServingTarget, TargetChanged
 
 FORMAT_VERSION = 1
 STARTING, WATCHING, PROMOTING, ROLLING_BACK, FINISHED = "starting", "watching", "promoting", "rolling back", "finished"
@@ -43,6 +49,9 @@ class Progress:
         held: whether it has lasted its time and waits for requests.
         samples: by arm, requests of this step that say something about it.
         failed: by arm, those of them that failed.
+        rejected: by arm, requests of this step that were rejected.
+        restarts: how often the canary's predictor started again.
+        registry_asked: whether the registry was asked to make it the champion.
         share_differed: whether another share than the one in force was seen at the last look.
         unready: seconds that the canary has not been ready for, up to now.
         unreachable: seconds that the target has not been reached for, up to now.
@@ -70,6 +79,9 @@ class Progress:
     held: bool = False
     samples: dict[str, int] = field(default_factory=lambda: {STABLE: 0, CANARY: 0})
     failed: dict[str, int] = field(default_factory=lambda: {STABLE: 0, CANARY: 0})
+    rejected: dict[str, int] = field(default_factory=lambda: {STABLE: 0, CANARY: 0})
+    restarts: int = 0
+    registry_asked: bool = False
     share_differed: bool = False
     unready: float = 0.0
     unreachable: float = 0.0
@@ -104,6 +116,7 @@ class Progress:
         """Adds what an arm did to the step and to the totals."""
         self.samples[arm] += found.samples
         self.failed[arm] += found.failed
+        self.rejected[arm] += found.rejected
         total = self.totals.get(arm) or vars(Increment())
         self.totals[arm] = {
             **{name: total[name] + getattr(found, name) for name in ("answered", "rejected", "failed", "flagged")},
@@ -158,6 +171,7 @@ class Record:
     rollout: Progress | None = None
     rolled_back: dict[str, Any] = field(default_factory=dict)
     pending: list[dict[str, str]] = field(default_factory=list)
+    revision: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -190,8 +204,60 @@ def read(target: ServingTarget, model_name: str) -> Record:
 
 
 def write(target: ServingTarget, model_name: str, record: Record) -> None:
-    """Keeps the record."""
-    target.write_record(model_name, record.to_json())
+    """Keeps the record.
+
+    Raises:
+        RecordChanged: somebody else wrote it since it was read.
+    """
+    target.write_record(model_name, {**record.to_json(), "revision": record.revision + 1}, revision=record.revision)
+    record.revision += 1
+
+
+def change(target: ServingTarget, model_name: str, alter: Callable[[Record], None]) -> Record:
+    """Reads the record, alters it and keeps it, again if somebody else wrote it meanwhile; returns it as it is then."""
+    while True:
+        record = read(target, model_name)
+        alter(record)
+        with suppress(RecordChanged):
+            write(target, model_name, record)
+            return record
+
+
+def lock_path(home: Path, model_name: str) -> Path:
+    """The lock that a rollout of the model holds while it is at work on this machine."""
+    return home / "serving" / f"{model_name}.rollout.lock"
+
+
+def is_held(home: Path, model_name: str) -> bool:
+    """Whether a process of this machine is at work on a rollout of the model now; one that was killed is not.
+
+    Args:
+        home: folder of all local state.
+        model_name: the served model.
+    """
+    try:
+        descriptor = os.open(lock_path(home, model_name), os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+class TakenOver(TargetChanged):
+    """A rollback or another rollout took the record over.
+
+    Attributes:
+        record: as it is now.
+    """
+
+    def __init__(self, message: str, record: Record) -> None:
+        super().__init__(message)
+        self.record = record
 
 
 class Notes:
@@ -233,37 +299,48 @@ class Notes:
                     f"another rollout of {self._model_name!r} is under way: wait for its end. "
                     f"If it was killed, try again in {self._lease:.0f} s"
                 )
-        self._put(record)
+        return change(self._target, self._model_name, self._hold).rollout
+
+    def kept(self) -> Progress | None:
+        """The progress as it was kept last.
+
+        Raises:
+            TakenOver: a rollback or another rollout took over meanwhile.
+        """
+        record = read(self._target, self._model_name)
+        self._check(record)
         return record.rollout
 
     def write(self, progress: Progress) -> None:
         """Keeps the progress.
 
         Raises:
-            TargetChanged: a rollback or another rollout took over meanwhile.
+            TakenOver: a rollback or another rollout took over meanwhile.
         """
-        record = read(self._target, self._model_name)
-        if record.holder.get("token") != self._token:
-            raise TargetChanged(
-                f"a rollback or another rollout of {self._model_name!r} took over; this one stops and leaves what is served "
-                "as it is"
-            )
-        record.rollout = progress
-        self._put(record)
 
-    def add_pending(self, change: dict[str, str]) -> None:
+        def keep(record: Record) -> None:
+            self._check(record)
+            record.rollout = progress
+            self._hold(record)
+
+        change(self._target, self._model_name, keep)
+
+    def add_pending(self, registry_change: dict[str, str]) -> None:
         """Keeps a change of the registry for whoever comes next."""
-        record = read(self._target, self._model_name)
-        record.pending.append(change)
-        write(self._target, self._model_name, record)
+        change(self._target, self._model_name, lambda record: record.pending.append(registry_change))
 
     def release(self) -> None:
         """Lets go, so that the next rollout need not wait."""
-        record = read(self._target, self._model_name)
-        if record.holder.get("token") == self._token:
-            record.holder = {}
-            write(self._target, self._model_name, record)
 
-    def _put(self, record: Record) -> None:
+        def let_go(record: Record) -> None:
+            if record.holder.get("token") == self._token:
+                record.holder = {}
+
+        change(self._target, self._model_name, let_go)
+
+    def _check(self, record: Record) -> None:
+        if record.holder.get("token") != self._token:
+            raise TakenOver(f"a rollback or another rollout of {self._model_name!r} took over; this one stops", record)
+
+    def _hold(self, record: Record) -> None:
         record.holder = {"token": self._token, "until": self._now() + self._lease}
-        write(self._target, self._model_name, record)

@@ -16,6 +16,10 @@ from modelyard.components.serving.target import ServedModel, ServingTarget
 from modelyard.components.tracking.connection import client, reachable
 
 
+class CandidateRefused(VerificationFailed):
+    """The version to roll out is not what the registry says it is."""
+
+
 @dataclass(frozen=True)
 class Released:
     """A registered version, verified and on this machine.
@@ -58,7 +62,8 @@ def look_up(model_name: str, version: str, digest: str, uri: str, folder: str | 
 
     Raises:
         InvalidInput: there is no such version, or its digest or place is another.
-        VerificationFailed: a version is not what the registry says it is.
+        CandidateRefused: the candidate is not what the registry says it is.
+        VerificationFailed: the champion is not.
         NotAvailable: the registry or the store of models cannot be reached.
     """
     registry = client()
@@ -70,9 +75,13 @@ def look_up(model_name: str, version: str, digest: str, uri: str, folder: str | 
     for field, given, registered in (("digest", digest, found.tags["digest"]), ("uri", uri, found.source)):
         if given != registered:
             raise InvalidInput(field, given, f"version {version} of {model_name!r} has {registered}")
+    try:
+        candidate = _released(found, folder)
+    except VerificationFailed as error:
+        raise CandidateRefused(str(error)) from error
     judged_against = found.tags.get("judged_against", versions.NO_CHAMPION)
     return RegistryView(
-        candidate=_released(found, folder),
+        candidate=candidate,
         champion=_released(in_charge, folder) if in_charge else None,
         rejected="" if named.get(versions.CHALLENGER) == version else found.tags.get("rejected_reason", ""),
         judged_against="" if judged_against == versions.NO_CHAMPION else judged_against,
@@ -137,7 +146,9 @@ def finish_pending(target: ServingTarget, model_name: str) -> list[str]:
     done = []
     while pending := record.read(target, model_name).pending:
         done.append(make(model_name, RegistryChange(**pending[0])))
-        kept = record.read(target, model_name)
-        kept.pending = [change for change in kept.pending if change != pending[0]]
-        record.write(target, model_name, kept)
+        record.change(target, model_name, lambda kept: _take_out(kept, pending[0]))
     return done
+
+
+def _take_out(kept: record.Record, made: dict[str, str]) -> None:
+    kept.pending = [change for change in kept.pending if change != made]

@@ -1,11 +1,16 @@
-"""Brings back the version that was served before, in one step, whatever the registry is doing.
+"""Takes back the last change of what is served, in one step, whatever the registry is doing.
 
-The serving target knows which version that was and where it is kept; it is verified like any other. The registry follows: the
-version is champion again, and the one taken out of charge carries ``rejected_reason``. If MLflow does not answer, that is kept
-for whoever works on the model next.
+| what stands | a rollback |
+|---|---|
+| a version is on trial | ends the trial: the version in charge gets all the traffic, the one on trial goes |
+| none is | brings back the version that was in charge before, verified like any other |
+
+The registry follows: the version that stays or comes back is champion, and the one that went carries ``rejected_reason``. If
+MLflow does not answer, that is kept for whoever works on the model next.
 """
 
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +18,15 @@ from typing import Any
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
 from modelyard.components.rollout import record, registry_side
-from modelyard.components.rollout.record import FINISHED, Record
+from modelyard.components.rollout.record import FINISHED, PROMOTING, ROLLING_BACK, Record
 from modelyard.components.rollout.registry_side import RegistryChange
-from modelyard.components.serving.target import ServedModel, ServingState, ServingTarget
+from modelyard.components.serving.target import RecordChanged, ServedModel, ServingState, ServingTarget
 from modelyard.components.serving.targets import open_target
 from modelyard.components.signing.verification import verify_model
 from modelyard.components.storage import uris
+
+# So long a rollback that ended a trial is taken for the same one when it is asked for again, and not for one more.
+_SAME_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,9 @@ class RolledBack:
     """What a rollback did.
 
     Attributes:
-        version: the version in charge now.
+        version: the version in charge now; empty if the trial of a first version was ended, so that none is.
         digest: its model digest.
-        replaced: the version that was in charge.
+        replaced: the version that lost its traffic: the one on trial, or else the one that was in charge.
         registry: what came of the registry; starts with ``pending:`` if it could not be told yet.
     """
 
@@ -39,10 +47,11 @@ class RolledBack:
 
 
 def roll_back(model_name: str, target: ServingTarget | str = "local", reason: str = "") -> RolledBack:
-    """Puts the version that was in charge before in charge again; a canary goes.
+    """Ends the trial that is under way, or else puts the version that was in charge before in charge again.
 
     A rollback that was killed is finished by the next one. One that is done is not undone by repeating it: the version that
-    was taken out of charge comes back only by a rollout, or by ``modelyard serve NAME --version``.
+    was taken out of charge comes back only by a rollout, or by ``modelyard serve NAME --version``. After the end of a trial a
+    repetition changes nothing for ten minutes; later it is a rollback of its own.
 
     Args:
         model_name: the served model.
@@ -50,38 +59,87 @@ def roll_back(model_name: str, target: ServingTarget | str = "local", reason: st
         reason: why, for the registry.
 
     Raises:
-        InvalidInput: nothing was served before.
+        InvalidInput: nothing is on trial, and nothing was served before.
         VerificationFailed: the version that was served before is not what it was; nothing is changed.
         NotAvailable: the target, or the store of models, cannot be reached.
     """
     check_model_name(model_name)
     if isinstance(target, str):
         target = open_target(target)
-    notes, state = record.read(target, model_name), target.state(model_name)
-    intent = notes.rolled_back
-    if intent.get("answer") and _is_in_charge(state, intent["to"]) and state.previous == ServedModel(**intent["from"]):
-        registry = intent["answer"]["registry"] if not notes.pending else _settle(target, model_name, [])
-        return _answer(target, model_name, registry)
-    if not intent or intent.get("answer") or not (_is_in_charge(state, intent["from"]) or _is_in_charge(state, intent["to"])):
-        intent = _intend(model_name, state, reason)
-    wanted = ServedModel(**intent["to"])
-    _verify(model_name, wanted)
-    # Written first: whoever repeats a rollback that was killed must not take the version brought back for the one before.
-    notes.rolled_back = intent
-    _stop_rollout(notes)
-    record.write(target, model_name, notes)
-    target.restore(model_name, wanted)
-    change = RegistryChange(
-        registry_side.BRING_BACK, wanted.version, wanted.digest, intent["from"]["version"], intent["reason"]
-    )
-    return _answer(target, model_name, _settle(target, model_name, [change]))
+    verified: set[str] = set()
+    while True:
+        notes, state = record.read(target, model_name), target.state(model_name)
+        intent = notes.rolled_back
+        on_trial = _on_trial(notes, state)
+        if not on_trial and intent.get("answer") and _is_as_left(state, intent):
+            registry = intent["answer"]["registry"] if not notes.pending else _settle(target, model_name, [])
+            return _answer(target, model_name, intent, registry)
+        if not (_is_half_done(state, intent) and _is_over(notes)):
+            intent = _end_trial(notes, state, on_trial, reason) if on_trial else _bring_back(model_name, state, reason)
+        if not intent["trial"] and intent["to"]["digest"] not in verified:
+            _verify(model_name, ServedModel(**intent["to"]))
+            verified.add(intent["to"]["digest"])
+        # Written first: whoever repeats a rollback that was killed must not take the version brought back for the one before.
+        notes.rolled_back = intent
+        _stop_rollout(notes, intent["reason"])
+        try:
+            record.write(target, model_name, notes)
+            break
+        except RecordChanged:
+            continue
+    _put_in_charge(target, model_name, intent)
+    return _answer(target, model_name, intent, _settle(target, model_name, [RegistryChange(**intent["change"])]))
 
 
-def _is_in_charge(state: ServingState, model: dict[str, str]) -> bool:
+def _is_over(notes: Record) -> bool:
+    return notes.rollout is None or notes.rollout.phase == FINISHED
+
+
+def _on_trial(notes: Record, state: ServingState) -> ServedModel | None:
+    """The version on trial, or about to be; None if there is none."""
+    if state.canary is not None:
+        return state.canary.model
+    rollout = notes.rollout
+    if rollout is None or _is_over(notes) or (state.stable is not None and state.stable.model.digest == rollout.digest):
+        return None
+    # Without a canary, a rollout that nobody is at work on any more was ended by hand, unless it had decided already.
+    at_work = bool(notes.holder) and notes.holder.get("until", 0.0) > time.time()
+    return rollout.model if at_work or rollout.phase in (PROMOTING, ROLLING_BACK) else None
+
+
+def _is_in_charge(state: ServingState, model: dict[str, str] | None) -> bool:
+    if model is None:
+        return state.stable is None
     return state.stable is not None and state.stable.model.digest == model["digest"]
 
 
-def _intend(model_name: str, state: ServingState, reason: str) -> dict[str, Any]:
+def _is_as_left(state: ServingState, intent: dict[str, Any]) -> bool:
+    """Whether what is served is what a finished rollback left, so that asking for it again is a repetition."""
+    if not _is_in_charge(state, intent["to"]):
+        return False
+    if intent["trial"]:
+        return time.time() - intent["at"] < _SAME_SECONDS
+    return state.previous == ServedModel(**intent["from"])
+
+
+def _is_half_done(state: ServingState, intent: dict[str, Any]) -> bool:
+    if not intent or intent.get("answer"):
+        return False
+    return _is_in_charge(state, intent["from"]) or _is_in_charge(state, intent["to"])
+
+
+def _end_trial(notes: Record, state: ServingState, on_trial: ServedModel, reason: str) -> dict[str, Any]:
+    stays = asdict(state.stable.model) if state.stable else None
+    reason = reason or "its trial was ended by hand"
+    change = RegistryChange(registry_side.REJECT, on_trial.version, on_trial.digest, "", reason)
+    rollout = notes.rollout
+    if stays and rollout is not None and rollout.digest == on_trial.digest and rollout.registry_asked:
+        # The registry may have made it the champion already.
+        change = RegistryChange(registry_side.BRING_BACK, stays["version"], stays["digest"], on_trial.version, reason)
+    return _intent(asdict(on_trial), stays, reason, change, trial=True)
+
+
+def _bring_back(model_name: str, state: ServingState, reason: str) -> dict[str, Any]:
     if state.stable is None or state.previous is None:
         found = (
             f"version {state.stable.model.version} is the first that is served here" if state.stable else "nothing is served"
@@ -91,12 +149,33 @@ def _intend(model_name: str, state: ServingState, reason: str) -> dict[str, Any]
             model_name,
             f"there is no version to bring back, {found}: choose one with modelyard serve {model_name} --version",
         )
+    goes, comes, reason = state.stable.model, state.previous, reason or "rolled back by hand"
+    change = RegistryChange(registry_side.BRING_BACK, comes.version, comes.digest, goes.version, reason)
+    return _intent(asdict(goes), asdict(comes), reason, change, trial=False)
+
+
+def _intent(
+    goes: dict[str, str], stays: dict[str, str] | None, reason: str, change: RegistryChange, *, trial: bool
+) -> dict[str, Any]:
+    """What a rollback is about to do, as the record keeps it."""
     return {
-        "from": asdict(state.stable.model),
-        "to": asdict(state.previous),
-        "reason": reason or "rolled back by hand",
+        "from": goes,
+        "to": stays,
+        "trial": trial,
+        "at": time.time(),
+        "reason": reason,
+        "change": change.to_json(),
         "answer": None,
     }
+
+
+def _put_in_charge(target: ServingTarget, model_name: str, intent: dict[str, Any]) -> None:
+    if intent["trial"]:
+        target.roll_back(model_name)
+        # A rollout that was just promoting it may have been a moment faster.
+        if intent["to"] is None or _is_in_charge(target.state(model_name), intent["to"]):
+            return
+    target.restore(model_name, ServedModel(**intent["to"]))
 
 
 def _verify(model_name: str, model: ServedModel) -> None:
@@ -110,19 +189,22 @@ def _verify(model_name: str, model: ServedModel) -> None:
         verify_model(directory, model_name=model_name, digest=model.digest)
 
 
-def _stop_rollout(notes: Record) -> None:
+def _stop_rollout(notes: Record, reason: str) -> None:
     """Takes the record out of a running rollout's hands, which stops at its next look."""
     notes.holder = {}
     if notes.rollout is not None and notes.rollout.phase != FINISHED:
-        notes.rollout.phase, notes.rollout.decision, notes.rollout.outcome = FINISHED, "inconclusive", "rolled_back"
-        notes.rollout.reasons = ["a rollback was asked for while it was on trial"]
+        notes.rollout.phase, notes.rollout.decision, notes.rollout.outcome = FINISHED, "fail", "rolled_back"
+        notes.rollout.reasons = [f"it was rolled back by hand: {reason}"]
+        notes.rollout.events.append({"at": round(time.time(), 3), "text": "A rollback ended it."})
 
 
 def _settle(target: ServingTarget, model_name: str, changes: list[RegistryChange]) -> str:
     """Makes the changes of the registry, those left from before first, or keeps them; returns what came of the last."""
-    notes = record.read(target, model_name)
-    notes.pending += [change.to_json() for change in changes if change.to_json() not in notes.pending]
-    record.write(target, model_name, notes)
+
+    def add(notes: Record) -> None:
+        notes.pending += [change.to_json() for change in changes if change.to_json() not in notes.pending]
+
+    record.change(target, model_name, add)
     try:
         done = registry_side.finish_pending(target, model_name)
         return done[-1] if done else "it had been told already"
@@ -130,10 +212,12 @@ def _settle(target: ServingTarget, model_name: str, changes: list[RegistryChange
         return f"pending: {error}"
 
 
-def _answer(target: ServingTarget, model_name: str, registry: str) -> RolledBack:
-    notes = record.read(target, model_name)
-    intent = notes.rolled_back
-    answer = RolledBack(intent["to"]["version"], intent["to"]["digest"], intent["from"]["version"], registry)
-    notes.rolled_back = {**intent, "answer": asdict(answer)}
-    record.write(target, model_name, notes)
+def _answer(target: ServingTarget, model_name: str, intent: dict[str, Any], registry: str) -> RolledBack:
+    stays = intent["to"] or {"version": "", "digest": ""}
+    answer = RolledBack(stays["version"], stays["digest"], intent["from"]["version"], registry)
+
+    def keep(notes: Record) -> None:
+        notes.rolled_back = {**intent, "answer": asdict(answer)}
+
+    record.change(target, model_name, keep)
     return answer

@@ -10,27 +10,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from modelyard.components import settings
 from modelyard.components.artifacts.names import check_model_name
-from modelyard.components.errors import ModelyardError, NotAvailable
-from modelyard.components.rollout.engine import Rollout
+from modelyard.components.errors import ModelyardError, NotAvailable, VerificationFailed
+from modelyard.components.rollout.engine import NO_SHARE, Rollout
 from modelyard.components.rollout.plan import Plan, parse_plan
-from modelyard.components.rollout.record import Notes, Progress
-from modelyard.components.rollout.registry_side import finish_pending, look_up
+from modelyard.components.rollout.record import PROMOTING, Notes, Progress, TakenOver, is_held, lock_path
+from modelyard.components.rollout.registry_side import CandidateRefused, RegistryView, Released, finish_pending, look_up
 from modelyard.components.rollout.report import render_report, timeline_of
-from modelyard.components.serving.target import ServingTarget, TargetChanged
+from modelyard.components.serving.target import ServedModel, ServingTarget, TargetChanged
 from modelyard.components.serving.targets import open_target
 from modelyard.components.storage.files import write_text
 from modelyard.components.storage.locks import exclusive_lock
 
 _LONGEST_TAG = 5000
+_LOOKED_AT_SECONDS = 0.1
 
 
 class Cancelled(ModelyardError):
-    """The rollout was told to stop; what is served was left as it was."""
+    """The rollout was told to stop; its canary gets no traffic until it goes on."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def rollout_model(
     Raises:
         InvalidInput: a parameter cannot be used as given.
         TargetChanged: it cannot begin on what is served now, or another rollout is under way.
-        VerificationFailed: the version or the champion is not what the registry says it is.
+        VerificationFailed: the champion is not what the registry says it is. A version that is not is rolled back.
         NotAvailable: the target or the registry cannot be reached; a repetition goes on.
         Cancelled: the process was told to stop; a repetition goes on.
     """
@@ -131,40 +133,78 @@ def run_rollout(
     notes = Notes(target, model_name, token=secrets.token_hex(8), lease_seconds=lease, now=now)
     with _told_to_stop(model_name), _alone(model_name) if on_this_machine else nullcontext():
         earlier = notes.claim(sleep, alone=on_this_machine)
+        model = ServedModel(version, digest, uri)
+
+        def rollout(view: RegistryView) -> Rollout:
+            return Rollout(target, model_name, view, plan, notes, now=now, sleep=sleep, **details)
+
         try:
             for change in finish_pending(target, model_name):
                 print(f"Registry, left from before: {change}.")
             with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
                 view = look_up(model_name, version, digest, uri, folder)
-                return Rollout(target, model_name, view, plan, notes, now=now, sleep=sleep, **details).run(earlier)
+                return rollout(view).run(earlier)
+        except CandidateRefused as error:
+            return rollout(RegistryView(Released(model, Path()), None, "", "")).refuse(earlier, error)
+        except VerificationFailed:
+            # With a champion that nobody can vouch for there is nothing to compare with.
+            canary = target.state(model_name).canary
+            if earlier is not None and canary is not None and canary.model.digest == earlier.digest == digest:
+                target.roll_back(model_name)
+            raise
+        except Cancelled as cancelled:
+            raise Cancelled(f"{cancelled}: {_hold(target, model_name, notes, digest, now)}") from cancelled
         finally:
             # A target that cannot be reached forgets the claim by itself.
             with suppress(NotAvailable):
                 notes.release()
 
 
+def _hold(target: ServingTarget, model_name: str, notes: Notes, digest: str, now: Callable[[], float]) -> str:
+    """Takes the traffic from the rollout's own canary, for nobody judges it now; returns what is left, in words."""
+    way_on = f"Run it again to go on, or end it with: modelyard split {model_name} --end"
+    try:
+        kept, canary = notes.kept(), target.state(model_name).canary
+        if kept is None or kept.digest != digest or canary is None or canary.model.digest != digest or kept.phase == PROMOTING:
+            return f"what is served stays as it is. {way_on}"
+        # Written first: a share that the record does not explain is somebody else's.
+        kept.asked = NO_SHARE
+        notes.write(kept)
+        target.set_share(model_name, 0)
+        kept.in_force = NO_SHARE
+        kept.events.append({"at": round(now(), 3), "text": "It was told to stop: the canary gets no traffic until it goes on."})
+        notes.write(kept)
+    except TakenOver:
+        return "a rollback or another rollout took over"
+    except (NotAvailable, TargetChanged) as error:
+        return f"what is served could not be changed ({error}). {way_on}"
+    return f"its canary gets no traffic until it goes on. {way_on}"
+
+
 @contextmanager
 def _alone(model_name: str) -> Iterator[None]:
     """Holds the lock of this model's rollouts on this machine, which the kernel releases when its holder dies."""
-    folder = settings.home() / "serving"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = lock_path(settings.home(), model_name)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def refuse() -> NoReturn:
-        raise TargetChanged(f"another rollout of {model_name!r} is under way on this machine: wait for its end")
+    def refuse() -> None:
+        # Whoever only looked whether it is held, held it for a moment himself.
+        time.sleep(_LOOKED_AT_SECONDS)
+        if is_held(settings.home(), model_name):
+            raise TargetChanged(f"another rollout of {model_name!r} is under way on this machine: wait for its end")
 
-    with exclusive_lock(folder / f"{model_name}.rollout.lock", refuse):
+    with exclusive_lock(path, refuse):
         yield
 
 
 @contextmanager
 def _told_to_stop(model_name: str) -> Iterator[None]:
-    """Says what a cancelled rollout leaves, instead of ending without a word."""
+    """Lets a cancelled rollout take the traffic from its canary and say so, instead of ending without a word."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Cancelled(
-            f"the rollout of {model_name!r} was told to stop: what is served stays as it is. Run it again to go on, or end it "
-            f"with: modelyard split {model_name} --end"
-        )
+        # Told twice, it is still at it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Cancelled(f"the rollout of {model_name!r} was told to stop")
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -178,6 +178,41 @@ def test_failures_that_come_with_all_the_traffic_are_seen_without_a_comparison(t
     assert at.in_charge == "1"
 
 
+def test_rejections_that_come_with_all_the_traffic_are_seen_without_a_comparison(trial):
+    at = trial({"3": Behaviour()})
+    at.time.after(205, lambda: setattr(at.target.behaviour["3"], "rejecting", 0.5))
+    done = at.run()
+    assert done.decision == "fail"
+    assert "were rejected at all the traffic" in done.reasons[0]
+
+
+def test_a_version_that_keeps_crashing_and_coming_back_is_rolled_back(trial):
+    at = trial()
+    for seconds in (35, 55, 75):
+        at.time.after(seconds, lambda: at.target.restart("canary"))
+    done = at.run(bake_seconds=200)
+    assert done.decision == "fail"
+    assert done.reasons == ["version 3: its predictor restarted 3 times"]
+
+
+def test_a_look_never_mixes_two_shares(trial):
+    at = trial()
+    began, work = at.time(), at.target.set_share
+
+    def take_long_and_be_unreadable(name, percent, **details):
+        at.time.sleep(20)
+        work(name, percent, **details)
+        if percent == 50:
+            at.target.unreadable = {"canary", "stable"}
+            at.time.after(at.time() - began + 15, at.target.unreadable.clear)
+
+    at.target.set_share = take_long_and_be_unreadable
+    done = at.run(steps=[10, 50])
+    seen = [point["canary"]["answered"] + point["stable"]["answered"] for point in done.timeline if point["step"] == 1]
+    assert seen[:2] == [0, 0]
+    assert 0 < seen[2] < 700
+
+
 # Shadow traffic
 
 
@@ -298,14 +333,42 @@ def test_a_version_that_cannot_be_promoted_because_it_died_is_not_promoted(trial
         at.target.canary.ready, at.target.canary.failed, at.target.canary.reason = False, True, "out of memory"
 
     work = at.target.write_record
-    at.target.write_record = lambda name, record: (
-        work(name, record),
+    at.target.write_record = lambda name, record, **details: (
+        work(name, record, **details),
         die() if (record["rollout"] or {}).get("phase") == "promoting" and at.target.canary else None,
     )
     done = at.run(**SHORT)
     assert (done.decision, at.in_charge) == ("fail", "1")
     assert "out of memory" in done.reasons[0]
     assert named() == {"champion": "1"}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_version_that_dies_after_the_registry_was_told_is_taken_back_there_too(trial, killed):
+    at = trial()
+
+    def die(*arguments):
+        at.target.canary.ready, at.target.canary.failed, at.target.canary.reason = False, True, "out of memory"
+        if killed:
+            raise Killed
+        raise NotAvailable("version 3 cannot be served: out of memory")
+
+    at.target.promote = die
+    if killed:
+        with pytest.raises(Killed):
+            at.run(**SHORT)
+        assert named()["champion"] == "3"
+
+        def cannot(*arguments):
+            raise NotAvailable("version 3 cannot be served: out of memory")
+
+        at.target.promote = cannot
+    done = at.run(**SHORT)
+    assert (done.decision, done.outcome) == ("fail", "rolled_back")
+    assert "out of memory" in done.reasons[0]
+    assert (at.in_charge, at.target.canary, named()["champion"]) == ("1", None, "1")
+    assert "out of memory" in rejected()
+    assert at.run(**SHORT).decision == "fail"
 
 
 def test_a_version_that_is_not_what_it_is_said_to_be_is_refused(trial, laptop):

@@ -26,6 +26,7 @@ def test_the_mirrored_step_comes_first():
         ("steps", []),
         ("steps", "5, 100"),
         ("steps", [5, 5]),
+        ("steps", [100]),
         ("steps", [50, 25]),
         ("steps", [0, 50]),
         ("steps", [50, 101]),
@@ -58,6 +59,10 @@ def test_the_mirrored_step_comes_first():
 def test_what_cannot_be_done_is_refused_by_name(field, value):
     with pytest.raises(InvalidInput, match=field):
         parse_plan(**{**PLAN, field: value})
+
+
+def test_a_mirrored_step_may_be_the_only_comparison():
+    assert parse_plan(**{**PLAN, "steps": [100], "shadow_seconds": 30}).percents == (100,)
 
 
 def test_a_deadline_is_not_before_the_end_of_the_mirrored_step():

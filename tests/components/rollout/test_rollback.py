@@ -7,6 +7,7 @@ import pytest
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
 from modelyard.components.registry import versions
 from modelyard.components.registry.promotion import promote_model
+from modelyard.components.rollout import engine, rollback
 from modelyard.components.rollout.registry_side import finish_pending
 from modelyard.components.rollout.rollback import RolledBack, roll_back
 from modelyard.components.serving.target import TargetChanged
@@ -116,13 +117,129 @@ def test_a_version_before_that_was_altered_is_not_brought_back(promoted, tmp_pat
         assert named()["champion"] == "3"
 
 
-def test_a_rollback_ends_a_rollout_that_is_under_way(promoted):
-    client().set_model_version_tag("fraud", "2", "judged_against", "3")
-    promoted.time.after(35, lambda: roll_back("fraud", promoted.target, "complaints"))
+def ended_by_a_rollback(at, version: str) -> RolledBack:
+    done = []
+    at.time.after(35, lambda: done.append(roll_back("fraud", at.target, "complaints")))
     with pytest.raises(TargetChanged, match="a rollback or another rollout of 'fraud' took over"):
+        at.run(version)
+    return done[0]
+
+
+@pytest.mark.parametrize("after_another_rollback", [False, True])
+def test_during_a_trial_the_version_on_trial_goes_and_the_one_in_charge_stays(promoted, after_another_rollback):
+    client().set_model_version_tag("fraud", "2", "judged_against", "3")
+    if after_another_rollback:
+        roll_back("fraud", promoted.target)
+        promote_model("fraud", "3", promoted.laptop.versions["3"].digest, replacing="1")
+        promoted.target.restore("fraud", promoted.laptop.versions["3"])
+        client().delete_model_version_tag("fraud", "3", "rejected_reason")
+    done = ended_by_a_rollback(promoted, "2")
+    assert (done.version, done.replaced, done.registry) == ("3", "2", "version 2 was sent back")
+    assert (promoted.in_charge, promoted.target.canary) == ("3", None)
+    assert named()["champion"] == "3"
+    assert (rejected("2"), rejected("3")) == ("complaints", "")
+    again = promoted.run("2")
+    assert (again.decision, again.outcome, promoted.in_charge) == ("fail", "rolled_back", "3")
+
+
+def test_a_trial_can_be_ended_where_nothing_was_served_before(trial):
+    at = trial()
+    done = ended_by_a_rollback(at, "3")
+    assert (done.version, done.replaced) == ("1", "3")
+    assert (at.in_charge, at.target.canary) == ("1", None)
+    assert named() == {"champion": "1"}
+
+
+def test_the_trial_of_a_first_version_can_be_ended(trial):
+    client().delete_registered_model_alias("fraud", "champion")
+    at = trial(serving="")
+    done = ended_by_a_rollback(at, "1")
+    assert (done.version, done.digest, done.replaced) == ("", "", "1")
+    assert (at.in_charge, at.target.canary) == ("", None)
+    assert roll_back("fraud", at.target).replaced == "1"
+
+
+def test_a_canary_that_no_rollout_started_goes_too(promoted):
+    promoted.target.start_canary("fraud", promoted.laptop.versions["2"])
+    assert roll_back("fraud", promoted.target).replaced == "2"
+    assert (promoted.in_charge, promoted.target.canary) == ("3", None)
+
+
+def test_the_end_of_a_trial_asked_for_again_costs_the_version_in_charge_nothing_but_later_it_is_one_more(promoted, monkeypatch):
+    promoted.target.start_canary("fraud", promoted.laptop.versions["2"])
+    done = roll_back("fraud", promoted.target)
+    assert roll_back("fraud", promoted.target) == done
+    assert (promoted.in_charge, rejected("3")) == ("3", "")
+    monkeypatch.setattr(rollback, "_SAME_SECONDS", 0.0)
+    assert roll_back("fraud", promoted.target).version == promoted.in_charge == "1"
+
+
+@pytest.mark.parametrize("killed_before", [True, False])
+def test_a_trial_that_was_about_to_end_well_is_ended_in_the_registry_too(trial, monkeypatch, killed_before):
+    at = trial()
+    work = engine.promote_model
+
+    def die(*arguments):
+        if not killed_before:
+            work(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "promote_model", die)
+        with pytest.raises(Killed):
+            at.run()
+    done = roll_back("fraud", at.target, "complaints")
+    assert (done.version, done.replaced) == ("1", "3")
+    assert (at.in_charge, at.target.canary, named()["champion"]) == ("1", None, "1")
+    assert rejected("3") == "complaints"
+    assert at.run().outcome == "rolled_back"
+
+
+def test_a_canary_that_was_just_being_started_does_not_outlive_the_rollback(trial):
+    at = trial()
+    start = at.target.start_canary
+
+    def roll_back_first(*arguments):
+        at.target.start_canary = start
+        start(*arguments)
+        roll_back("fraud", at.target, "complaints")
+        start(*arguments)
+
+    at.target.start_canary = roll_back_first
+    with pytest.raises(TargetChanged, match="took over"):
+        at.run()
+    assert (at.in_charge, at.target.canary) == ("1", None)
+
+
+def test_a_promotion_at_the_same_moment_as_a_rollback_is_taken_back(trial, monkeypatch):
+    at = trial()
+    work = engine.promote_model
+
+    def roll_back_first(*arguments):
+        roll_back("fraud", at.target, "complaints")
+        return work(*arguments)
+
+    monkeypatch.setattr(engine, "promote_model", roll_back_first)
+    with pytest.raises(TargetChanged, match="took over"):
+        at.run()
+    assert (at.in_charge, at.target.canary, named()["champion"]) == ("1", None, "1")
+
+
+@pytest.mark.parametrize("meanwhile", ["read_record", "write_record"])
+def test_a_look_at_the_same_moment_does_not_undo_a_rollback(promoted, meanwhile):
+    client().set_model_version_tag("fraud", "2", "judged_against", "3")
+    verb = getattr(promoted.target, meanwhile)
+
+    def roll_back_between(*arguments, **details):
+        found = verb(*arguments, **details) if meanwhile == "read_record" else None
+        setattr(promoted.target, meanwhile, verb)
+        roll_back("fraud", promoted.target, "complaints")
+        return found if meanwhile == "read_record" else verb(*arguments, **details)
+
+    promoted.time.after(35, lambda: setattr(promoted.target, meanwhile, roll_back_between))
+    with pytest.raises(TargetChanged, match="took over"):
         promoted.run("2")
-    assert (promoted.in_charge, promoted.target.canary) == ("1", None)
-    assert named()["champion"] == "1"
+    assert (promoted.in_charge, promoted.target.canary, rejected("2")) == ("3", None, "complaints")
 
 
 def test_a_target_that_does_not_answer_is_an_error_and_a_repetition_finishes(promoted):

@@ -1,16 +1,24 @@
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from modelyard.components.errors import InvalidInput
+from modelyard.components.errors import InvalidInput, VerificationFailed
+from modelyard.components.registry import versions
 from modelyard.components.rollout import rolling_out
+from modelyard.components.rollout.record import is_held
+from modelyard.components.rollout.report import render_report, timeline_of
 from modelyard.components.rollout.rolling_out import Cancelled, rollout_model
-from modelyard.components.serving.target import TargetChanged
+from modelyard.components.serving.target import ServedModel, TargetChanged
+from modelyard.components.signing.verification import verify_model
 from modelyard.components.storage.locks import exclusive_lock
 from modelyard.components.tracking.connection import client
 from tests.components.rollout.conftest import PLAN
+from tests.support.simulated_target import Killed
 
 
 @pytest.fixture
@@ -65,10 +73,108 @@ def test_a_rollout_that_is_told_to_stop_says_what_it_leaves_and_goes_on_later(tr
     with pytest.raises(Cancelled, match="modelyard split fraud --end"):
         at.run()
     assert signal.getsignal(signal.SIGTERM) == before
-    assert (at.in_charge, at.target.canary.share) == ("1", 5)
+    assert (at.in_charge, at.target.canary.share) == ("1", 0)
     done = at.run()
     assert done.decision == "pass"
-    assert any("Goes on" in event["text"] for event in done.events)
+    assert [percent for _, percent, _ in at.target.history] == [5, 0, 5, 25, 50, 100, 100]
+    told = [event["text"] for event in done.events]
+    assert any("Goes on" in text for text in told)
+    assert any("told to stop: the canary gets no traffic" in text for text in told)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_killed_while_it_stops_a_rollout_goes_on_all_the_same(trial, before):
+    at = trial()
+    work = at.target.set_share
+
+    def die(name, percent, **details):
+        if percent:
+            return work(name, percent, **details)
+        if not before:
+            work(name, percent)
+        raise Killed
+
+    at.target.set_share = die
+    at.time.after(35, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Killed):
+        at.run()
+    at.target.set_share = work
+    assert at.run().decision == "pass"
+
+
+def test_whether_a_process_is_at_work_on_a_rollout_can_be_asked(trial, laptop):
+    at = trial()
+    held = []
+    at.time.after(35, lambda: held.append(is_held(laptop.home, "fraud")))
+    assert not is_held(laptop.home, "fraud")
+    assert at.run().decision == "pass"
+    assert held == [True]
+    assert not is_held(laptop.home, "fraud")
+
+
+def tampered(model: ServedModel, folder: Path) -> ServedModel:
+    """A version whose files are others than those that were signed."""
+    copy = folder / Path(model.uri).name
+    shutil.copytree(model.uri, copy)
+    (copy / "model.ubj").write_bytes(b"other")
+    return replace(model, uri=str(copy))
+
+
+@pytest.fixture
+def tamper(laptop, monkeypatch, tmp_path):
+    """Alters the files of a version, wherever the registry looks for them."""
+    bring = versions.bring
+
+    def alter(number: str) -> None:
+        bad = tampered(laptop.versions[number], tmp_path)
+
+        def bring_the_bad_one(version, folder):
+            if str(version.version) == number:
+                verify_model(Path(bad.uri), model_name="fraud", digest=bad.digest)
+            return bring(version, folder)
+
+        monkeypatch.setattr(versions, "bring", bring_the_bad_one)
+
+    return alter
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_version_that_was_tampered_with_is_rolled_back_with_its_reason_in_the_report(trial, tamper, under_way):
+    at = trial()
+    if under_way:
+        at.target.kill(60, before=True)
+        with pytest.raises(Killed):
+            at.run()
+        at.target.revive()
+        assert at.target.canary.share > 0
+    tamper("3")
+    done = at.run()
+    assert (done.decision, done.outcome) == ("fail", "rolled_back")
+    assert "version 3 was refused" in done.reasons[0]
+    assert (at.in_charge, at.target.canary) == ("1", None)
+    assert "refused" in client().get_model_version("fraud", "3").tags["rejected_reason"]
+    assert "version 3 was refused" in render_report("fraud", done)
+    timeline_of("fraud", done)
+
+
+def test_a_version_in_charge_that_was_tampered_with_stays_an_error(trial, tamper):
+    at = trial()
+    tamper("1")
+    with pytest.raises(VerificationFailed):
+        at.run("1")
+    assert at.in_charge == "1"
+
+
+def test_with_a_champion_that_was_tampered_with_no_canary_keeps_its_traffic(trial, tamper):
+    at = trial()
+    at.target.kill(60, before=True)
+    with pytest.raises(Killed):
+        at.run()
+    at.target.revive()
+    tamper("1")
+    with pytest.raises(VerificationFailed):
+        at.run()
+    assert at.target.canary is None
 
 
 def test_a_run_that_cannot_be_written_to_does_not_undo_the_rollout(at_target, monkeypatch, capsys):
