@@ -285,8 +285,9 @@ def _add_serving(commands: Any) -> None:
     rollback = _command(
         commands,
         "rollback",
-        "put the version served before back in charge",
-        "Puts the version that was served before back in charge, verified, in one step; also without MLflow.",
+        "end a trial, or put the version served before back in charge",
+        "Ends the trial that is under way. If there is none, puts the version that was served before back in charge, verified.\n"
+        "In one step, and also without MLflow, which is told later.",
         "examples:\n  modelyard rollback fraud --reason 'too many complaints'",
     )
     rollback.add_argument("name", metavar="NAME", help="the served model")

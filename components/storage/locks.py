@@ -37,21 +37,6 @@ def exclusive_lock(path: str | os.PathLike[str], on_wait: Callable[[], None] | N
         os.close(descriptor)
 
 
-def is_held(path: str | os.PathLike[str]) -> bool:
-    """Whether a process holds the lock that the file ``path`` stands for, for a look: it may be let go a moment later."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 def _call(on_wait: Callable[[], None], descriptor: int) -> None:
     """Calls it; one that raises, because it will not wait, leaves nothing open."""
     try:

@@ -105,7 +105,7 @@ def test_a_model_is_served_looked_at_split_rolled_back_and_stopped(home, capsys)
     run("serve", "fraud", "--version", 2)
     assert re.search(r"^  previous +version 1 ", capsys.readouterr().out, re.MULTILINE)
     run("rollback", "fraud", "--reason", "too many complaints")
-    assert "version 1 is in charge again, in place of version 2" in capsys.readouterr().out
+    assert "fraud: version 1 is in charge, version 2 was taken back" in capsys.readouterr().out
     promoted = Progress("2", LocalTarget(home).state("fraud").previous.digest, "", {}, decision="pass", outcome="promoted")
     notes = record.read(LocalTarget(home), "fraud")
     notes.rollout = promoted
