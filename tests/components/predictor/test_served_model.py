@@ -7,6 +7,7 @@ import httpx
 import kserve
 import numpy as np
 import pytest
+from kserve.errors import InvalidInput as KServeInvalidInput
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
@@ -100,6 +101,14 @@ def test_what_was_loaded_goes_on_if_a_reload_is_refused(models, tmp_path):
         served.load()
     assert served.ready
     assert served.loaded is before
+
+
+def test_what_kserve_s_own_server_reads_may_be_nested_to_any_depth(load):
+    instances = []
+    for _ in range(900):
+        instances = [instances]
+    with pytest.raises(KServeInvalidInput):
+        asyncio.run(load("first").predict({"instances": instances}))
 
 
 def test_another_model_is_not_taken_under_the_name_of_the_version_that_was_loaded(models, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelyard.components.predictor.server import listen
 from tests.components.predictor.processes import wait_until
 
 
@@ -211,6 +212,16 @@ def test_a_killed_predictor_leaves_nothing_that_the_next_one_trips_over(models, 
         predictor.process.wait()
     predictor = start(models["first"], listener=listener).wait_for("ready")
     assert predictor.predict([[1, 2]]).status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.1", True), ("127.0.0.9", True), ("localhost", True), ("0.0.0.0", False)]
+)
+def test_a_socket_says_whether_strangers_can_connect(host, loopback):
+    # Bound only: nothing listens.
+    listening = listen(host, 0, None)
+    assert listening.is_loopback == loopback
+    listening.socket.close()
 
 
 def test_a_port_in_use_is_named(models, listener):
