@@ -12,10 +12,10 @@ from typing import Any
 
 from modelyard.components import settings
 from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.rollout.record import is_held
 from modelyard.components.serving.buckets import LATENCY_EDGES, SCORE_EDGES
 from modelyard.components.serving.local.target import Health, LocalTarget
 from modelyard.components.serving.target import Arm, Counts, ServedModel, ServingState
-from modelyard.components.storage.locks import is_held
 from modelyard.scripts import cli
 
 
@@ -78,7 +78,8 @@ def rollback_command(arguments: argparse.Namespace) -> int:
 
     target = _target(arguments)
     done = roll_back(arguments.name, target, arguments.reason)
-    print(f"{arguments.name}: version {done.version} is in charge again, in place of version {done.replaced}")
+    stays = f"version {done.version} is in charge" if done.version else "no version is in charge"
+    print(f"{arguments.name}: {stays}, version {done.replaced} was taken back")
     print(f"  registry  {done.registry}")
     if _pending(target, arguments.name):
         print(f"            {_who_tells_it(arguments.name)}")
@@ -226,7 +227,7 @@ def _last_rollout(target: LocalTarget, model_name: str) -> dict[str, Any]:
     told = {name: rollout[name] for name in ("version", "digest", "phase", "decision", "outcome", "reasons") if name in rollout}
     return {
         **told,
-        "interrupted": not told.get("outcome") and not is_held(settings.home() / "serving" / f"{model_name}.rollout.lock"),
+        "interrupted": not told.get("outcome") and not is_held(settings.home(), model_name),
     }
 
 
@@ -242,7 +243,7 @@ def _how_to_go_on(state: ServingState, rollout: dict[str, Any]) -> str:
 def _taken_back(target: LocalTarget, state: ServingState) -> dict[str, Any]:
     """The notes of the last rollback, if what is served is what it left, so that repeating it changes nothing; else empty."""
     done = (target.read_record(state.model_name) or {}).get("rolled_back") or {}
-    if not done.get("answer") or state.stable is None or state.previous is None:
+    if not done.get("answer") or done["trial"] or state.stable is None or state.previous is None:
         return {}
     left = (state.stable.model.digest, state.previous.digest)
     return done if left == (done["to"]["digest"], done["from"]["digest"]) else {}
