@@ -286,7 +286,7 @@ def _add_serving(commands: Any) -> None:
         commands,
         "rollback",
         "end a trial, or put the version served before back in charge",
-        "Ends the trial that is under way. If there is none, puts the version that was served before back in charge, verified.\n"
+        "Ends the trial that is under way. If there is none, puts the version served before back in charge, verified.\n"
         "In one step, and also without MLflow, which is told later.",
         "examples:\n  modelyard rollback fraud --reason 'too many complaints'",
     )
