@@ -15,11 +15,11 @@ from modelyard.components.artifacts.model import Feature, ModelSpec, write_spec
 from modelyard.components.rollout import record
 from modelyard.components.rollout.record import Progress
 from modelyard.components.serving.local.processes import find
-from modelyard.components.serving.local.target import LocalTarget
+from modelyard.components.serving.local.target import Health, LocalTarget
 from modelyard.components.serving.target import ServedModel
 from modelyard.components.storage.locks import exclusive_lock
 from modelyard.scripts import cli
-from modelyard.scripts.serving import _golden_row
+from modelyard.scripts.serving import _described_health, _golden_row
 from tests.services.servers import free_port
 from tests.support.signed_models import make_signed_model
 
@@ -216,6 +216,15 @@ def test_where_nothing_was_served_there_is_nothing_to_bring_back_or_to_stop(tmp_
     run("serve", "--home", tmp_path / "new", status=cli.BAD_INPUT)
     assert "nothing was served here yet" in capsys.readouterr().err
     assert not (tmp_path / "new" / "serving").exists()
+
+
+def test_the_status_shows_restarts_and_what_runs_without_a_state():
+    restarted = {"fraud-v1-a": {"pid": 7, "port": 1, "crashes": 3, "log": "/log"}, "fraud-v2-b": {"crashes": 0}}
+    shown = "\n".join(_described_health(Health(True, 8080, 1, 2, restarted, ""), ["fraud"]))
+    assert "fraud-v1-a: 3 since the supervisor started (log: /log)" in shown
+    assert "fraud-v2-b" not in shown
+    (line,) = _described_health(Health(False, 8080, 1, 2, {}, "state.json is gone"), [])
+    assert line == "problem     state.json is gone"
 
 
 def test_a_look_imports_nothing_heavy(tmp_path):

@@ -383,7 +383,7 @@ class LocalTarget:
             supervisor.pid if supervisor and alive else 0,
             Proxy(self._folder / PROXY_FOLDER, desired.port).pid() or 0,
             predictors,
-            (str(as_error(observed.problem)) if observed.problem else "") or self._without_state(),
+            str(as_error(observed.problem)) if observed.problem and desired.running else self._without_state(),
         )
 
     def _without_state(self) -> str:
