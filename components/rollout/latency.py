@@ -21,7 +21,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 TURN_SECONDS = 10.0
 """How long a turn lasts at least, and the pause before the next one: longer than what slows an arm in passing."""
 
-STAKE = 0.8
+STAKE = 0.9
 """How much of what there is one turn may win or lose."""
 
 MOST_COMPARED = 500
@@ -69,13 +69,14 @@ class LatencyEvidence(AlwaysValidTest):
     each look an equal number of requests of both arms is drawn, so that shares of traffic may change within a turn. The turn's
     score is the chance that more of the canary's take longer than ``max_ratio * edge`` than of the stable arm's take longer
     than ``edge``, less the chance that fewer do. It lies between -1 and 1, and under the null is expected to be at most 0. The
-    evidence at an edge, which begins with a third of the whole, is multiplied by 1 + `STAKE` times the score: by 1.8 at most,
-    however slow the canary is. At ``alpha`` 1 % eight turns decide in which it is surely slower at every edge, and ten at one
-    edge alone: 17 and 21 looks of ten seconds.
+    evidence at an edge, which begins with a third of the whole, is multiplied by 1 + `STAKE` times the score: by 1.9 at most,
+    however slow the canary is. At ``alpha`` 1 % eight turns decide in which it is surely slower at every edge, and nine at one
+    edge alone: 23 and 26 looks of ten seconds.
 
-    **Turns must not depend on each other.** A turn lasts `TURN_SECONDS` or a look, whichever is longer, and as long a pause is
-    kept before the next one. That suffices if nothing that slows an arm in passing lasts longer than that. A pause of the
-    canary that lasts for minutes is not told from a slow version, and is not meant to be.
+    **Turns must not depend on each other.** A turn lasts `TURN_SECONDS` or a look, whichever is longer, and a pause of that and
+    up to twice that, drawn at random, is kept before the next one. That suffices if nothing that slows an arm in passing lasts
+    longer than a turn; what comes back at fixed times meets turns at random. A canary that stands still for minutes is not told
+    from a slow version, and is not meant to be.
 
     Buckets are half an octave wide, so ``max_ratio`` is rounded up to the next power of the square root of 2.
 
@@ -101,7 +102,7 @@ class LatencyEvidence(AlwaysValidTest):
         self.canary, self.stable = np.zeros(_BUCKETS, dtype=np.int64), np.zeros(_BUCKETS, dtype=np.int64)
         # Buckets of the edges that the next turn is compared at, chosen before the pause; none while the first looks teach.
         self._chosen: list[int] = []
-        self._passed = 0
+        self._turns = self._passed = self._pause = 0
         # Of each look of this turn, and each edge: slow requests and all, of the canary and of the stable arm.
         self._turn: list[list[list[int]]] = []
 
@@ -116,9 +117,9 @@ class LatencyEvidence(AlwaysValidTest):
                 self._begin()
             return self.decision
         self._passed += 1
-        if self._passed > self._looks_a_turn and canary.any() and stable.any():
+        if self._passed > self._pause and canary.any() and stable.any():
             self._turn.append([self._slow(canary, stable, edge) for edge in self._chosen])
-        if self._passed == 2 * self._looks_a_turn:
+        if self._passed == self._pause + self._looks_a_turn:
             if self._turn and not self._failed:
                 scores = np.array([turn_score(looks) for looks in zip(*self._turn)])
                 self._log_values += np.log1p(STAKE * scores)
@@ -130,7 +131,9 @@ class LatencyEvidence(AlwaysValidTest):
         """Begins the pause before a turn."""
         past = np.cumsum(self.stable)
         self._chosen = [int(np.searchsorted(past, share * past[-1])) for share in QUANTILES]
-        self._passed, self._turn = 0, []
+        # Drawn by the turn's number, so that a rollout which goes on elsewhere keeps the same pauses.
+        self._pause = self._looks_a_turn + int(np.random.default_rng(self._turns).integers(self._looks_a_turn + 1))
+        self._turns, self._passed, self._turn = self._turns + 1, 0, []
 
     def _slow(self, canary: np.ndarray, stable: np.ndarray, edge: int) -> list[int]:
         if edge + self._shift >= len(_EDGES):
@@ -181,7 +184,9 @@ class LatencyEvidence(AlwaysValidTest):
             "stable": self.stable.tolist(),
             "look_seconds": self.look_seconds,
             "chosen": self._chosen,
+            "turns": self._turns,
             "passed": self._passed,
+            "pause": self._pause,
             "turn": self._turn,
             "failed": self._failed,
             "log_values": self._log_values.tolist(),
@@ -193,7 +198,8 @@ class LatencyEvidence(AlwaysValidTest):
         evidence = cls(state["alpha"], state["max_ratio"], state["look_seconds"])
         evidence.canary = np.array(state["canary"], dtype=np.int64)
         evidence.stable = np.array(state["stable"], dtype=np.int64)
-        evidence._chosen, evidence._passed = list(state["chosen"]), state["passed"]
+        evidence._chosen, evidence._turns = list(state["chosen"]), state["turns"]
+        evidence._passed, evidence._pause = state["passed"], state["pause"]
         evidence._turn, evidence._failed = [list(look) for look in state["turn"]], state["failed"]
         evidence._log_values = np.array(state["log_values"])
         return evidence

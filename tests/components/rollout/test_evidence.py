@@ -42,7 +42,7 @@ def test_the_tests_together_spend_no_more_than_alpha():
 def test_each_difference_is_found_by_its_own_test_and_put_in_words(change, name, words):
     generator = np.random.default_rng(1)
     evidence = Evidence(Limits(), 0.0, {})
-    for _ in range(25):
+    for _ in range(30):
         evidence.look(arm(generator, **change), arm(generator))
     assert [found for found, test in evidence.tests.items() if test.decision == "fail"] == [name]
     (fault,) = evidence.faults
