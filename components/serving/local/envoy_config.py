@@ -107,15 +107,15 @@ class Endpoints:
     Attributes:
         first: the backend itself; two while it moves from one port to another.
         instead: who answers while none of ``first`` is healthy.
-        health_path: where each of them says that it is ready, and for which model.
+        model_name: the model that each of them serves.
     """
 
     first: frozenset[Backend]
     instead: frozenset[Backend] = frozenset()
-    health_path: str = HEALTH_PATH
+    model_name: str = ""
 
     def __or__(self, other: "Endpoints") -> "Endpoints":
-        return Endpoints(self.first | other.first, self.instead | other.instead, other.health_path)
+        return Endpoints(self.first | other.first, self.instead | other.instead, other.model_name)
 
     def ports(self) -> set[tuple[int, int]]:
         """(priority, port) of each."""
@@ -130,11 +130,11 @@ def endpoints_by_cluster(routes: Iterable[Route]) -> dict[str, Endpoints]:
     """
     clusters: dict[str, Endpoints] = {}
     for route in routes:
-        path = health_path(route.model_name)
-        wanted = [(route.stable, Endpoints(frozenset({route.stable}), health_path=path))]
+        name = route.model_name
+        wanted = [(route.stable, Endpoints(frozenset({route.stable}), model_name=name))]
         if route.canary is not None:
             instead = frozenset() if route.mirror else frozenset({route.stable})
-            wanted.append((route.canary, Endpoints(frozenset({route.canary}), instead, path)))
+            wanted.append((route.canary, Endpoints(frozenset({route.canary}), instead, name)))
         for backend, endpoints in wanted:
             if clusters.setdefault(backend.name, endpoints) != endpoints:
                 raise InvalidInput("backend name", backend.name, "use it for one backend of one route only")
@@ -142,7 +142,7 @@ def endpoints_by_cluster(routes: Iterable[Route]) -> dict[str, Endpoints]:
 
 
 def health_path(model_name: str) -> str:
-    """Where a backend says whether it is ready for a model: whoever else has got its port does not answer there."""
+    """Where a backend says whether it is ready for a model, and which one that is."""
     return f"/v2/models/{model_name}/ready"
 
 
@@ -260,7 +260,7 @@ def discovery(resources: Sequence[Mapping[str, Any]], version: str) -> dict[str,
     return {"version_info": version, "resources": list(resources)}
 
 
-def cluster(name: str, health_path: str) -> dict[str, Any]:
+def cluster(name: str, model_name: str) -> dict[str, Any]:
     """A backend's cluster: how it is connected to and how its health is watched."""
     return {
         "@type": f"{_TYPE}.config.cluster.v3.Cluster",
@@ -284,7 +284,11 @@ def cluster(name: str, health_path: str) -> dict[str, Any]:
         },
         "health_checks": [
             {
-                "http_health_check": {"path": health_path},
+                # Whoever else has got its port does not give this answer.
+                "http_health_check": {
+                    "path": health_path(model_name),
+                    "receive": [{"text": f'"name":"{model_name}"'.encode().hex()}],
+                },
                 "interval": "1s",
                 "no_traffic_interval": "1s",
                 "unhealthy_interval": "0.25s",
@@ -345,8 +349,8 @@ def read_endpoints(cluster: Mapping[str, Any], resource: Mapping[str, Any]) -> E
         for endpoint in group["lb_endpoints"]:
             port = endpoint["endpoint"]["address"]["socket_address"]["port_value"]
             found[group["priority"]].add(Backend(group["locality"]["zone"], port))
-    path = cluster["health_checks"][0]["http_health_check"]["path"]
-    return Endpoints(frozenset(found[0]), frozenset(found[1]), path)
+    model_name = cluster["health_checks"][0]["http_health_check"]["path"].split("/")[3]
+    return Endpoints(frozenset(found[0]), frozenset(found[1]), model_name)
 
 
 def route_configuration(routes: Sequence[Route]) -> dict[str, Any]:

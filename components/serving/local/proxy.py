@@ -401,7 +401,8 @@ class Proxy:
                 return {server.port for server in servers if server.priority == 0 and server.healthy} >= ports
 
             if not _wait(healthy, deadline):
-                raise NotAvailable(f"the backend {name} does not answer {clusters[name].health_path}: it is given no requests")
+                path = envoy_config.health_path(clusters[name].model_name)
+                raise NotAvailable(f"the backend {name} does not answer {path}: it is given no requests")
 
     def _let_go(self, wanted: Mapping[str, Endpoints], now: Mapping[str, Endpoints], deadline: float) -> None:
         leaving = {
@@ -468,7 +469,7 @@ def _new_version() -> str:
 
 def _clusters_content(clusters: Mapping[str, Endpoints]) -> dict[str, Any]:
     return envoy_config.discovery(
-        [envoy_config.cluster(name, clusters[name].health_path) for name in sorted(clusters)], _new_version()
+        [envoy_config.cluster(name, clusters[name].model_name) for name in sorted(clusters)], _new_version()
     )
 
 

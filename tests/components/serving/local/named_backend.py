@@ -1,8 +1,9 @@
 """A small server in a process of its own, which answers everything with its name: what stands behind the proxy in tests.
 
 Run as ``python named_backend.py NAME PORT``; port 0 lets the kernel choose. The first line it prints is its port. ``POST
-/behave`` with ``{"ready": bool, "status": int, "seconds": float, "models": [str]}`` tells it how to answer from then on, and
-for which models it is ready; ``GET /seen`` tells what inference requests it has seen.
+/behave`` with ``{"ready": bool, "status": int, "seconds": float, "models": [str], "other": int}`` tells it how to answer from
+then on, for which models it is ready, and with what status it answers for others; ``GET /seen`` tells what inference requests
+it has seen.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ class Backend:
         self.name = name
         self.ready, self.status, self.seconds = True, 200, 0.0
         self.seen = self.checks = 0
-        self.models = ["fraud", "churn.eu"]
+        self.models, self.other = ["fraud", "churn.eu"], 404
         self.last_headers: dict[str, str] = {}
         self.most_body = 0
 
@@ -30,7 +31,7 @@ class Backend:
                     headers[name.lower()] = value.strip()
                 body = await self._body(reader, headers)
                 status, answer = await self._answer(method, path, headers, body)
-                content = json.dumps(answer).encode()
+                content = json.dumps(answer, separators=(",", ":")).encode()
                 writer.write(
                     b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\nx-backend: %s\r\ncontent-length: %d\r\n\r\n%s"
                     % (status, self.name.encode(), len(content), content)
@@ -60,8 +61,8 @@ class Backend:
             model = path.split("/")[3]
             self.checks += model == "fraud"
             if model not in ("ready", *self.models):
-                return 404, {}
-            return (200 if self.ready else 503), {"ready": self.ready}
+                return self.other, {}
+            return (200 if self.ready else 503), {"ready": self.ready, **({"name": model} if model != "ready" else {})}
         if method == "POST":
             self.seen += 1
             self.last_headers, self.most_body = headers, max(self.most_body, len(body))

@@ -460,14 +460,15 @@ def test_only_inference_metadata_and_health_of_served_models_pass(proxy, start_b
     assert totals(proxy.counts()) == {"fraud-1": (3, 0, 0), "churn.eu-7": (3, 0, 0)}
 
 
-def test_whoever_else_has_got_the_port_of_a_backend_gets_no_request(proxy, start_backend):
+@pytest.mark.parametrize("status", [404, 200])
+def test_whoever_else_has_got_the_port_of_a_backend_gets_no_request(proxy, start_backend, status):
     stable = start_backend("fraud-1")
     proxy.apply([Route("fraud", stable.backend)])
     stable.kill()
     eventually(lambda: ask(proxy.port)[0] == 503)
     stranger = start_backend("other", stable.backend.port)
-    # It is ready, but for no model of that name.
-    stranger.behave(models=["other"])
+    # It is ready, but for no model of that name, even if it answers everything.
+    stranger.behave(models=["other"], other=status)
     assert ask(stranger.backend.port, "/v2/health/ready", method="GET")[0] == 200
     checks = stranger.seen()["checks"]
     eventually(lambda: stranger.seen()["checks"] > checks + 1)
