@@ -93,7 +93,7 @@ def promote_model(model_name: str, version: str, digest: str, *, replacing: str 
 
 
 def reject_challenger(model_name: str, version: str, reason: str) -> None:
-    """Sends a version back: it is no longer the challenger, and its tag ``rejected_reason`` says why.
+    """Sends a version back: it is no longer the challenger, nor ``previous``, and its tag ``rejected_reason`` says why.
 
     Raises:
         InvalidInput: there is no such version, or it is the champion.
@@ -109,6 +109,10 @@ def reject_challenger(model_name: str, version: str, reason: str) -> None:
         versions.set_tag(registry, model_name, version, "rejected_reason", reason)
         if named.get(versions.CHALLENGER) == version:
             registry.delete_registered_model_alias(model_name, versions.CHALLENGER)
+        if named.get(versions.PREVIOUS) == version:
+            # Nobody is to go back to it.
+            registry.delete_model_version_tag(model_name, version, versions.PREVIOUS)
+            registry.delete_registered_model_alias(model_name, versions.PREVIOUS)
 
 
 def _called(version: str) -> str:

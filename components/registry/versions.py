@@ -6,7 +6,7 @@
 | ``decision``, ``gates``, ``metric.NAME`` | how it was evaluated: the decision, each gate's, the metrics |
 | ``judged_against`` | version of the champion it was compared with, or ``none`` |
 | ``run_id``, ``data_digest``, ``code_revision``, ``signer`` | where it comes from |
-| ``previous`` | ``true`` on the version that was champion before the champion |
+| ``previous`` | ``true`` on the version that was champion before the champion, unless that was sent back |
 | ``rejected_reason`` | why a rollout sent it back |
 """
 

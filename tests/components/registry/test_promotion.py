@@ -256,6 +256,15 @@ def test_rejecting_an_older_version_leaves_the_challenger_alone(champion, challe
     assert named()["challenger"] == newer.version
 
 
+def test_a_champion_that_was_replaced_and_is_rejected_is_not_the_one_to_go_back_to(champion, challenger):
+    promote_model("fraud", challenger.version, challenger.digest)
+    assert named()["previous"] == champion.version
+    for _ in range(2):
+        reject_challenger("fraud", champion.version, "slow")
+    assert named() == {"champion": challenger.version}
+    assert versions.PREVIOUS not in client().get_model_version("fraud", champion.version).tags
+
+
 def test_the_champion_cannot_be_rejected(champion):
     with pytest.raises(InvalidInput, match="it is the champion"):
         reject_challenger("fraud", champion.version, "slow")

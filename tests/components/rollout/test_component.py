@@ -48,7 +48,7 @@ def test_as_pipeline_steps_a_version_is_rolled_out_under_live_traffic_and_rolled
         back = run_component(rollback_model, tmp_path / "rollback", model_name="fraud", reason="complaints")
         assert (back["version"], back["replaced"]) == ("1", "3")
         assert traffic.ask() == "1"
-    assert aliases(client(), "fraud") == {"champion": "1", "previous": "3"}
+    assert aliases(client(), "fraud") == {"champion": "1"}
     assert not traffic.failed
     assert not traffic.wrong
     assert traffic.answered["3"] > 40

@@ -47,7 +47,7 @@ def test_the_version_before_is_in_charge_again_in_one_step_and_the_registry_foll
     assert done == RolledBack("1", digest, "3", "version 1 is champion again, version 3 was sent back")
     assert promoted.in_charge == "1"
     assert [call for call in promoted.target.calls if call in ("restore", "promote", "roll_back", "set_share")] == ["restore"]
-    assert named() == {"champion": "1", "previous": "3"}
+    assert named() == {"champion": "1"}
     assert rejected("3") == "complaints"
 
 
@@ -66,7 +66,7 @@ def test_without_the_registry_what_is_served_is_rolled_back_all_the_same(promote
     again = roll_back("fraud", promoted.target)
     assert again.registry == "version 1 is champion again, version 3 was sent back"
     assert promoted.in_charge == "1"
-    assert named() == {"champion": "1", "previous": "3"}
+    assert named() == {"champion": "1"}
     assert rejected("3") == "complaints"
     assert finish_pending(promoted.target, "fraud") == []
 
@@ -265,4 +265,4 @@ def test_killed_at_any_call_and_run_again_a_rollback_ends_as_if_it_had_not_been(
         promoted.target.revive()
         done = roll_back("fraud", promoted.target, "complaints")
         assert (done.version, done.replaced, promoted.in_charge) == ("1", "3", "1")
-        assert named() == {"champion": "1", "previous": "3"}
+        assert named() == {"champion": "1"}
