@@ -28,6 +28,7 @@ def arm():
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
+            self.server.marks.add(self.headers["x-modelyard-check"])
             self.server.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
             status, body = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
             self.send_response(status)
@@ -38,7 +39,7 @@ def arm():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.answers = [], []
+    server.asked, server.answers, server.marks = [], [], set()
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -57,6 +58,7 @@ def test_rows_are_asked_as_a_client_would_with_categories_by_name_and_missing_va
     assert golden_fault(arm.url, "fraud", directory) == ""
     ((path, body),) = arm.asked
     assert path == "/v2/models/fraud/infer"
+    assert arm.marks == {"golden"}
     assert body["inputs"] == [
         {"name": "amount", "shape": [3], "datatype": "FP64", "data": [1.5, None, None]},
         {"name": "country", "shape": [3], "datatype": "BYTES", "data": ["at", "de", None]},
