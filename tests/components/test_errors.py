@@ -27,10 +27,12 @@ def test_a_value_is_shown_as_python_writes_it_up_to_200_characters(value):
         assert written.startswith(shown[:-3])
 
 
-@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: (inner,)])
+@pytest.mark.parametrize(
+    "wrap", [lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: (inner,)], ids=["list", "dict", "tuple"]
+)
 def test_a_value_nested_deeper_than_python_can_write_is_shown_by_its_beginning(wrap):
     value = None
-    for _ in range(100_000):
+    for _ in range(20_000):
         value = wrap(value)
     assert len(_shown(value)) == 201
 

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import json
 import math
 import struct
@@ -9,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelyard.components.predictions.reader import read_predictions
-from modelyard.components.predictor.configuration import DEFAULT_MAX_REQUEST_ROWS
 from modelyard.components.predictor.served_model import LoadedModel
 from tests.components.predictor.processes import call
 
@@ -359,9 +359,9 @@ def test_a_body_over_the_limit_is_refused_and_one_at_it_is_taken(make_app, piece
     _is_refused(call(app, "POST", V1, b"", {**JSON, "Content-Length": "1001"}), 413)
 
 
-def test_more_rows_than_are_answered_at_once_are_refused(make_app):
-    app = make_app(max_request_bytes=10**6)
-    limit = DEFAULT_MAX_REQUEST_ROWS
+def test_more_rows_than_are_answered_at_once_are_refused(make_app, load, monkeypatch):
+    app, limit = make_app(), 500
+    monkeypatch.setattr(load("first"), "loaded", dataclasses.replace(load("first").loaded, max_rows=limit))
     for rows, status in ((limit, 200), (limit + 1, 413)):
         table = json.dumps({"instances": [[1, 2]] * rows}).encode()
         inputs = [{"name": name, "shape": [rows], "datatype": "INT8", "data": [1] * rows} for name in NAMES]
