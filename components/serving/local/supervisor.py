@@ -251,10 +251,8 @@ class Supervisor:
         if not alive:
             self._healthy.clear()
         if self._change is not None:
-            if self._change.is_alive():
-                return
-            self._take_up(self._change)
-            self._change = None
+            self._wait_for(self._change)
+            return
         if time.monotonic() < self._next_proxy_try:
             return
         try:
@@ -267,10 +265,14 @@ class Supervisor:
             return
         self._change = _Change(self._apply, self._desired, wanted, routes, alive=alive)
         self._change.start()
+        self._wait_for(self._change)
 
-    def _take_up(self, change: "_Change") -> None:
-        """Notes how it went to tell the proxy what is wanted."""
-        error = change.error
+    def _wait_for(self, change: "_Change") -> None:
+        """Notes how it went to tell the proxy what is wanted, once it has ended; that is seldom long."""
+        change.join(_TICK_SECONDS)
+        if change.is_alive():
+            return
+        self._change, error = None, change.error
         if error is None:
             self._problem, self._pause, self._refused_since = None, _PAUSE_SECONDS, 0.0
             if change.wanted != self._routes:
