@@ -25,7 +25,7 @@ import polars as pl
 from modelyard.components.errors import InvalidInput
 from modelyard.components.experiments.allocation import Allocation, check_allocation
 from modelyard.components.experiments.confidence_sequence import Interval, boundary, interval
-from modelyard.components.experiments.estimators import ArmRows, expected_cost, pr_auc, ranked_rows, score_shares
+from modelyard.components.experiments.estimators import ArmRows, carrying_keys, expected_cost, pr_auc, ranked_rows, score_shares
 from modelyard.components.experiments.labelled_log import MOST_UNLABELLED, LabelledLog, join_labels, read_labels
 from modelyard.components.predictions.reader import read_predictions
 from modelyard.components.serving.buckets import SCORE_EDGES
@@ -34,6 +34,8 @@ WINNER, LOSER, FUTILE, GO_ON = "winner", "loser", "futile", "go_on"
 FORMAT_VERSION = 1
 # With fewer keys that have a positive, or lie beyond an edge of the scores, a normal limit is no guide.
 MIN_KEYS = 30
+# Nor is it where fewer keys than this carry a difference, because some send far more requests than others.
+MIN_CARRYING_KEYS = 10
 # Positives in each arm at which the intervals are tightest, in boundaries; before and after they are wider by little.
 TARGET_POSITIVES = 300
 _MOST_LOOKS = 60
@@ -88,7 +90,7 @@ class Look:
         positives: positives among them.
         pr_auc: average precision of either, NaN without positives.
         cost: mean cost of a prediction of either.
-        pr_auc_difference: trial minus control; None while there is too little, or nothing varies.
+        pr_auc_difference: trial minus control; None while there is too little, few keys carry it, or nothing varies.
         cost_difference: the same of the cost.
     """
 
@@ -305,7 +307,7 @@ def _look(arms: tuple[ArmRows, ArmRows], position: int, moment: datetime, terms:
         progress = _progress(positives)
         for place, (of_control, of_trial) in enumerate((ranking, costs)):
             error = math.sqrt(of_control.variance + of_trial.variance)
-            if error > 0:
+            if carrying_keys(of_control, of_trial) >= MIN_CARRYING_KEYS:
                 found = float(of_trial.value - of_control.value)
                 differences[place] = interval(found, error, progress, terms.alpha / 2)
     return Look(
@@ -351,7 +353,8 @@ def _decide(look: Look | None, terms: Terms, samples: int) -> tuple[str, tuple[s
             f"too little is known: {MIN_KEYS} keys with a positive are needed for each version, and the smaller has "
             f"{few:,} positives"
             if few < MIN_KEYS
-            else f"fewer than {MIN_KEYS} keys of a version have a positive, or the figures do not vary"
+            else f"fewer than {MIN_KEYS} keys of a version have a positive, or the difference rests on fewer than "
+            f"{MIN_CARRYING_KEYS} keys that send most of the requests, or the figures do not vary"
         )
         return (FUTILE, (spent, reason)) if used_up else (GO_ON, (reason,))
     allowed = terms.max_cost_increase * look.cost[0]

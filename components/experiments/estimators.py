@@ -40,10 +40,6 @@ class ArmRows:
         return int(self.labels.sum())
 
     @property
-    def key_count(self) -> int:
-        return len(np.unique(self.keys))
-
-    @property
     def positive_keys(self) -> int:
         """Keys that have a positive row: as many facts there are about the positives."""
         return len(np.unique(self.keys[self.labels]))
@@ -69,16 +65,31 @@ def ranked_rows(scores: np.ndarray, labels: np.ndarray, decisions: np.ndarray, k
 
 @dataclass(frozen=True)
 class Estimated:
-    """An estimate (float, or an array of one shape) and its squared standard error, clustered by key."""
+    """An estimate (float, or an array of one shape) and its squared standard error, clustered by key.
+
+    Attributes:
+        fourth: sum of the fourth powers of the keys' influences, whose squares sum to the squared standard error.
+    """
 
     value: np.ndarray | np.float64
     variance: np.ndarray | np.float64
+    fourth: np.ndarray | np.float64
+
+
+def carrying_keys(one: Estimated, other: Estimated) -> float:
+    """How many keys the squared standard error of a difference rests on, as if these had equal parts in it.
+
+    (Σu²)² / Σu⁴ over the influences u of both arms' keys: their number if all are equal, 1 if a single key has all the
+    influence there is, however many others there are. 0 where nothing varies.
+    """
+    variance, fourth = one.variance + other.variance, one.fourth + other.fourth
+    return float(variance**2 / fourth) if fourth else 0.0
 
 
 def pr_auc(arm: ArmRows) -> Estimated:
     """Average precision, as in ``modelyard.components.evaluation.metrics``; NaN without positives."""
     value, influence = average_precision_influence(arm.labels, arm.scores)
-    return Estimated(np.float64(value), _clustered(arm.keys, influence))
+    return Estimated(np.float64(value), *_clustered(arm.keys, influence))
 
 
 def average_precision_influence(labels: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
@@ -107,7 +118,7 @@ def expected_cost(arm: ArmRows, false_positive_cost: float, false_negative_cost:
     """Mean cost of a row at the decisions that were answered."""
     cost = false_positive_cost * (arm.decisions & ~arm.labels) + false_negative_cost * (~arm.decisions & arm.labels)
     value = float(cost.mean())
-    return Estimated(np.float64(value), _clustered(arm.keys, (cost - value) / arm.rows))
+    return Estimated(np.float64(value), *_clustered(arm.keys, (cost - value) / arm.rows))
 
 
 def score_shares(arm: ArmRows) -> tuple[Estimated, np.ndarray]:
@@ -126,11 +137,12 @@ def score_shares(arm: ArmRows) -> tuple[Estimated, np.ndarray]:
     influence = (below[:, :-1] - np.outer(below[:, -1], shares)) / arm.rows
     above = below[:, -1:] - below[:, :-1]
     rests_on = np.minimum((below[:, :-1] > 0).sum(axis=0), (above > 0).sum(axis=0))
-    return Estimated(shares, np.square(influence).sum(axis=0) * keys / max(keys - 1, 1)), rests_on
+    squares = np.square(influence)
+    return Estimated(shares, squares.sum(axis=0) * keys / max(keys - 1, 1), np.square(squares).sum(axis=0)), rests_on
 
 
-def _clustered(keys: np.ndarray, influence: np.ndarray) -> np.float64:
-    """The squared standard error: key by key, with the usual correction for few keys."""
+def _clustered(keys: np.ndarray, influence: np.ndarray) -> tuple[np.float64, np.float64]:
+    """The squared standard error, key by key, with the usual correction for few keys; and the sum of fourth powers."""
     count = len(np.unique(keys))
-    sums = np.bincount(keys, influence)
-    return np.float64(np.square(sums).sum() * count / max(count - 1, 1))
+    squares = np.square(np.bincount(keys, influence))
+    return np.float64(squares.sum() * count / max(count - 1, 1)), np.float64(np.square(squares).sum())

@@ -244,3 +244,17 @@ def test_senseless_terms_are_refused(entries):
 def test_a_version_cannot_be_compared_with_itself(tmp_path):
     with pytest.raises(InvalidInput, match="another version"):
         analyze(model_name="fraud", predictions_uri=str(tmp_path), labels_uri="x", version_a="1", version_b="1")
+
+
+def test_nothing_is_said_of_a_difference_that_a_few_keys_carry_however_many_there_are():
+    generator = np.random.default_rng(5)
+    arms = []
+    for _ in range(2):
+        made = requests(generator, 300, rate=0.2)
+        whale = np.arange(len(made.keys)) % 4 > 0
+        # A customer who sends three requests in four, all positive and scored low, carries all there is.
+        arms.append(arm(replace(made, keys=np.where(whale, 300, made.keys), labels=made.labels | whale), 1))
+    assert min(one.positive_keys for one in arms) > analysis.MIN_KEYS
+    found = analysis._look(tuple(arms), 0, FIRST, Terms())
+    assert found.pr_auc_difference is None
+    assert found.cost_difference is None

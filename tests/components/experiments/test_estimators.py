@@ -9,7 +9,9 @@ from sklearn.metrics import average_precision_score
 from modelyard.components.evaluation.bootstrap import Rows, Scores, replicates
 from modelyard.components.evaluation.metrics import Terms, average_precision, curve
 from modelyard.components.experiments.estimators import (
+    Estimated,
     average_precision_influence,
+    carrying_keys,
     expected_cost,
     pr_auc,
     ranked_rows,
@@ -109,3 +111,21 @@ def test_a_look_sees_what_came_before_it_and_the_last_one_everything(clustered):
     early = found.until(3)
     assert (early.looks <= 3).all()
     assert (np.diff(early.scores) <= 0).all()
+
+
+def test_a_difference_rests_on_as_few_keys_as_send_most_of_the_requests():
+    generator = np.random.default_rng(2)
+
+    def made(rows_of_each):
+        keys = np.repeat(np.arange(len(rows_of_each)), rows_of_each)
+        scores, labels = generator.random(len(keys)), generator.random(len(keys)) < 0.3
+        return ranked_rows(scores, labels, scores > 0.5, keys, np.zeros(len(keys), int))
+
+    alike, other = made([5] * 200), made([5] * 200)
+    for estimate in (pr_auc, lambda arm: expected_cost(arm, 1, 10)):
+        assert 50 < carrying_keys(estimate(alike), estimate(other)) <= 400
+    of_a_kind = Estimated(np.float64(0), np.float64(4), np.float64(4))
+    assert carrying_keys(of_a_kind, of_a_kind) == 8
+    dominated = Estimated(np.float64(0), np.float64(101), np.float64(100**2 + 1))
+    assert carrying_keys(dominated, dominated) < 2.1
+    assert carrying_keys(Estimated(0, 0, 0), Estimated(0, 0, 0)) == 0
