@@ -16,7 +16,7 @@ from modelyard.components.rollout import record
 from modelyard.components.rollout.record import Progress
 from modelyard.components.serving.local.processes import find
 from modelyard.components.serving.local.target import Health, LocalTarget
-from modelyard.components.serving.target import ServedModel
+from modelyard.components.serving.target import Arm, ServedModel, ServingState
 from modelyard.components.storage.locks import exclusive_lock
 from modelyard.scripts import cli
 from modelyard.scripts.serving import _described_health, _golden_row
@@ -243,3 +243,19 @@ def test_the_row_to_ask_about_has_its_categories_by_name_and_its_gaps_empty(tmp_
     golden = {"features": [], "rows": [[0.1234567890123, 1.0, None, None]], "scores": [0.5]}
     Path(tmp_path, "golden_rows.json").write_text(json.dumps(golden))
     assert _golden_row(tmp_path) == {"amount": 0.1234568, "country": "fr", "age": None, "city": None}
+
+
+def test_a_version_in_charge_that_does_not_answer_is_told_with_its_log_and_what_to_do(tmp_path, monkeypatch, capsys):
+    model = ServedModel("3", "blake3:3", "/models/3")
+    stable = Arm(model, 100, ready=False, failed=True, reason="it crashed 5 times\nTraceback")
+    logs = {"fraud-v3-abc": {"log": "/logs/fraud-v3-abc.log"}, "fraud-v30-abc": {"log": "/logs/other.log"}}
+    monkeypatch.setenv("MODELYARD_HOME", str(tmp_path))
+    monkeypatch.setattr(LocalTarget, "start", lambda self: None)
+    monkeypatch.setattr(LocalTarget, "model_names", lambda self: ["fraud"])
+    monkeypatch.setattr(LocalTarget, "state", lambda self, name: ServingState(name, stable, previous=model))
+    monkeypatch.setattr(LocalTarget, "health", lambda self: Health(True, 8080, 1, 2, logs, ""))
+    run("serve", status=cli.FAILED)
+    assert capsys.readouterr().err == (
+        "modelyard: version 3 of 'fraud' does not answer: it crashed 5 times. Log: /logs/fraud-v3-abc.log. "
+        "Try again with modelyard serve fraud, or serve another version: modelyard rollback fraud\n"
+    )
