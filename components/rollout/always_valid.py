@@ -44,13 +44,8 @@ class AlwaysValidTest:
 
     @property
     def log_e_value(self) -> float:
-        """Natural log of `e_value`; finite always."""
+        """Natural log of the e-value: 0 says nothing, that of `threshold` decides. It goes no higher."""
         return -math.log(self.alpha) if self._failed else min(self._log_value(), -math.log(self.alpha))
-
-    @property
-    def e_value(self) -> float:
-        """The evidence: 1 says nothing, `threshold` decides. It goes no higher, and stays there once it is."""
-        return self.threshold if self._failed else math.exp(self.log_e_value)
 
     def _log_value(self) -> float:
         raise NotImplementedError

@@ -61,12 +61,6 @@ class FailureEvidence(AlwaysValidTest):
         return self._process.log_value
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """Share of bad requests of the canary and of the stable arm, all looks together; NaN without requests."""
-        canary = self.canary_bad / self.canary_total if self.canary_total else math.nan
-        return canary, self.stable_bad / self.stable_total if self.stable_total else math.nan
-
-    @property
     def estimate(self) -> float:
         """The likeliest odds ratio given each look's margins: 1 if nothing is known, 0 or inf beyond the grid."""
         curve = self._process.curve
