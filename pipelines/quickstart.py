@@ -60,7 +60,8 @@ def quickstart(
         seed: Seed of everything random.
 
     Returns:
-        decision: What the evaluation decided: pass, fail or inconclusive.
+        decision: What the gates decided, and then the rollout: pass, fail or inconclusive.
+        outcome: promoted, rolled_back, registered (target none) or refused (by the gates).
         digest: Digest that names the trained model.
         version: Version in the registry; empty when the model was refused.
     """
@@ -105,5 +106,8 @@ def quickstart(
         seed=seed,
     )
     return Released(
-        decision=released.outputs["decision"], digest=released.outputs["digest"], version=released.outputs["version"]
+        decision=released.outputs["decision"],
+        outcome=released.outputs["outcome"],
+        digest=released.outputs["digest"],
+        version=released.outputs["version"],
     )

@@ -13,7 +13,7 @@ from kfp import dsl
 
 from modelyard.components.evaluation.component import evaluate_model, write_model_card
 from modelyard.components.features.component import fetch_features, split_dataset
-from modelyard.components.registry.component import promote_model, record_refusal, register_model
+from modelyard.components.registry.component import record_refusal, register_model
 from modelyard.components.request.component import check_release
 from modelyard.components.rollout.component import rollout_model
 from modelyard.components.signing.component import sign_model
@@ -25,6 +25,7 @@ class Released(NamedTuple):
     """What a release tells the pipeline around it."""
 
     decision: str
+    outcome: str
     digest: str
     version: str
 
@@ -126,7 +127,8 @@ def release(
         seed: Seed of everything random.
 
     Returns:
-        decision: What the evaluation decided: pass, fail or inconclusive.
+        decision: What the gates decided, and then the rollout: pass, fail or inconclusive.
+        outcome: promoted, rolled_back, registered (target none) or refused (by the gates).
         digest: Digest that names the trained model.
         version: Version in the registry; empty when the model was refused.
     """
@@ -262,34 +264,29 @@ def release(
             wandb_project=wandb_project,
         )
         with_wandb_key(with_verification_key(place(registered, cpu="2", memory="4G", minutes=60)))
-        with dsl.If(target == "registry", name="promoted"):
-            promoted = promote_model(
-                model_name=model_name, version=registered.outputs["version"], digest=registered.outputs["digest"]
-            )
-            with_verification_key(place(promoted, cpu="1", memory="4G", minutes=30))
-        with dsl.If(target == "local", name="rolled-out"):
-            rolled_out = rollout_model(
-                model_name=model_name,
-                version=registered.outputs["version"],
-                digest=registered.outputs["digest"],
-                uri=registered.outputs["uri"],
-                target=target,
-                steps=rollout_steps,
-                bake_seconds=bake_seconds,
-                min_samples=min_samples,
-                look_seconds=look_seconds,
-                deadline_seconds=deadline_seconds,
-                shadow_seconds=shadow_seconds,
-                limits=rollout_limits,
-                run_id=trained["run_id"],
-            )
-            with_verification_key(place(rolled_out, cpu="1", memory="4G", minutes=2880))
+        rolled_out = rollout_model(
+            model_name=model_name,
+            version=registered.outputs["version"],
+            digest=registered.outputs["digest"],
+            uri=registered.outputs["uri"],
+            target=target,
+            steps=rollout_steps,
+            bake_seconds=bake_seconds,
+            min_samples=min_samples,
+            look_seconds=look_seconds,
+            deadline_seconds=deadline_seconds,
+            shadow_seconds=shadow_seconds,
+            limits=rollout_limits,
+            run_id=trained["run_id"],
+        )
+        with_verification_key(place(rolled_out, cpu="1", memory="4G", minutes=2880))
     with dsl.Else(name="refused"):
         refusal = record_refusal(evaluation=evaluation.outputs["evaluation"], model_name=model_name, run_id=trained["run_id"])
         place(refusal, cpu="1", memory="1G", minutes=10)
 
     return Released(
-        decision=evaluation.outputs["decision"],
+        decision=dsl.OneOf(rolled_out.outputs["decision"], refusal.outputs["decision"]),
+        outcome=dsl.OneOf(rolled_out.outputs["outcome"], refusal.outputs["outcome"]),
         digest=trained["digest"],
         version=dsl.OneOf(registered.outputs["version"], refusal.outputs["version"]),
     )

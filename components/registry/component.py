@@ -73,7 +73,7 @@ def record_refusal(
     refusal: dsl.Output[dsl.Markdown],
     model_name: str,
     run_id: str = "",
-) -> NamedTuple("Outputs", [("version", str)]):
+) -> NamedTuple("Outputs", [("decision", str), ("outcome", str), ("version", str)]):
     """Records why the gates refused a model, where people look: in the UI and on the MLflow run.
 
     Nothing is registered and the champion stays.
@@ -85,11 +85,12 @@ def record_refusal(
 
     Returns:
         refusal: The decision and its reasons.
+        decision: What the gates decided: fail or inconclusive.
+        outcome: Always refused.
         version: Always empty: there is no version.
     """
     from pathlib import Path
 
     from modelyard.components.registry.refusal import record_refusal as work
 
-    work(Path(evaluation.path), Path(refusal.path), model_name, run_id)
-    return ("",)
+    return (work(Path(evaluation.path), Path(refusal.path), model_name, run_id), "refused", "")

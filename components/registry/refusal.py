@@ -7,7 +7,7 @@ from typing import Any
 from modelyard.components.storage.files import write_text
 
 
-def record_refusal(evaluation_path: Path, refusal_path: Path, model_name: str, run_id: str) -> None:
+def record_refusal(evaluation_path: Path, refusal_path: Path, model_name: str, run_id: str) -> str:
     """Writes the refusal as Markdown and tags the MLflow run with its reasons.
 
     Args:
@@ -15,6 +15,9 @@ def record_refusal(evaluation_path: Path, refusal_path: Path, model_name: str, r
         refusal_path: where the Markdown goes.
         model_name: the model's registered name.
         run_id: the MLflow run that trained it; empty to leave MLflow alone.
+
+    Returns:
+        What the gates decided.
     """
     evaluation: dict[str, Any] = json.loads(evaluation_path.read_text(encoding="utf-8"))
     reasons = evaluation["reasons"]
@@ -35,3 +38,4 @@ def record_refusal(evaluation_path: Path, refusal_path: Path, model_name: str, r
         client.set_tag(run_id, "modelyard.outcome", "refused")
         # MLflow keeps at most 5,000 characters of a tag.
         client.set_tag(run_id, "modelyard.rejected_reason", "; ".join(reasons)[:5000])
+    return str(evaluation["decision"])

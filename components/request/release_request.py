@@ -13,7 +13,6 @@ from modelyard.components.errors import InvalidInput
 from modelyard.components.training.devices import DEVICES
 
 TRAINERS = ("xgboost", "torch")
-TARGETS = ("local", "registry", "none")
 _UNEXPANDED = re.compile(r"\[\[.*?\]\]|\{\{.*?\}\}")
 
 
@@ -40,7 +39,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     """
     from modelyard.components.evaluation.gates import parse_gates
     from modelyard.components.features.fetching import parse_moment
-    from modelyard.components.rollout.plan import parse_plan
+    from modelyard.components.rollout.plan import WITHOUT_TRAFFIC, parse_plan
     from modelyard.components.signing.signature import METHODS
 
     check_model_name(request["model_name"])
@@ -69,8 +68,9 @@ def check_release_request(request: dict[str, Any]) -> str:
     if request["signing_method"] not in METHODS:
         raise InvalidInput("signing_method", request["signing_method"], f"choose one of {', '.join(METHODS)}")
     parse_gates(request["gates"])
-    if request["target"] not in TARGETS:
-        raise InvalidInput("target", request["target"], f"choose one of {', '.join(TARGETS)}")
+    targets = ("local", *WITHOUT_TRAFFIC)
+    if request["target"] not in targets:
+        raise InvalidInput("target", request["target"], f"choose one of {', '.join(targets)}")
     if request["target"] == "local" and settings.in_cluster():
         raise InvalidInput("target", "local", "nothing that a pod serves outlives it: in a cluster choose registry or none")
     try:

@@ -39,7 +39,8 @@ def rollout_model(
         version: The version to roll out.
         digest: Its model digest, which is checked.
         uri: Where the registry says it is kept, as register_model gave it.
-        target: Where the model is served: local.
+        target: Where the model is served: local. registry makes it the champion at once and serves it nowhere, none leaves
+            it the challenger; both try nothing under traffic.
         steps: Percentages of the live traffic, one after another, rising. The first is below 100, unless shadow_seconds is
             given: at 100 there is nothing to compare with.
         bake_seconds: How long each step is watched at least.
@@ -58,7 +59,7 @@ def rollout_model(
         report: Both versions over time, the evidence with its boundary, and the decision.
         timeline: The same as JSON.
         decision: pass, fail or inconclusive.
-        outcome: promoted or rolled_back.
+        outcome: promoted or rolled_back; registered where target is none.
         reasons: Why, in one line.
     """
     from modelyard.components.rollout.rolling_out import rollout_model as work

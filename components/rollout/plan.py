@@ -25,6 +25,9 @@ from typing import Any
 from modelyard.components.errors import InvalidInput
 
 WHOLE = 100
+# Targets that serve nothing: the registry is told at once, or nobody is.
+REGISTRY, NOBODY = "registry", "none"
+WITHOUT_TRAFFIC = (REGISTRY, NOBODY)
 
 
 @dataclass(frozen=True)

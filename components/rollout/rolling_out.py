@@ -18,10 +18,11 @@ from modelyard.components import settings
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import ModelyardError, NotAvailable, VerificationFailed
 from modelyard.components.rollout.engine import NO_SHARE, Rollout
-from modelyard.components.rollout.plan import Plan, parse_plan
+from modelyard.components.rollout.plan import WITHOUT_TRAFFIC, Plan, parse_plan
 from modelyard.components.rollout.record import PROMOTING, Notes, Progress, TakenOver, is_held, lock_path
 from modelyard.components.rollout.registry_side import CandidateRefused, RegistryView, Released, finish_pending, look_up
 from modelyard.components.rollout.report import render_report, timeline_of
+from modelyard.components.rollout.without_traffic import page_of, settle_without_traffic
 from modelyard.components.serving.target import ServedModel, ServingTarget, TargetChanged
 from modelyard.components.serving.targets import open_target
 from modelyard.components.storage.files import write_text
@@ -41,7 +42,7 @@ class RolledOut:
 
     Attributes:
         decision: ``pass``, ``fail`` or ``inconclusive``.
-        outcome: ``promoted`` or ``rolled_back``.
+        outcome: ``promoted`` or ``rolled_back``; without traffic ``promoted`` or ``registered``.
         reasons: why, in one line.
     """
 
@@ -71,7 +72,7 @@ def rollout_model(
         version: the version to roll out.
         digest: its model digest.
         uri: where the registry says it is kept.
-        target: where it is served; see ``open_target``.
+        target: where it is served, see ``open_target``; ``registry`` or ``none`` if nowhere, see ``without_traffic``.
         run_id: MLflow run that gets the decision and the report; empty to leave MLflow's runs alone.
         parameters: steps, seconds, samples and limits; see ``parse_plan``.
 
@@ -84,6 +85,11 @@ def rollout_model(
     """
     check_model_name(model_name)
     plan = parse_plan(**parameters)
+    if target in WITHOUT_TRAFFIC:
+        outcome, reason = settle_without_traffic(target, model_name, version, digest)
+        write_text(report, page_of(model_name, version, outcome, reason))
+        write_text(timeline, json.dumps({"version": version, "digest": digest, "outcome": outcome, "looks": []}) + "\n")
+        return RolledOut("pass", outcome, reason)
     progress = run_rollout(
         open_target(target),
         plan,

@@ -45,7 +45,6 @@ _PEERS: dict[str, tuple[str, ...]] = {
     "write_model_card": (*_MLFLOW, "huggingface_hub", "cyclonedx.validation.json"),
     "sign_model": ("model_signing", "model_signing.signing"),
     "register_model": _MLFLOW,
-    "promote_model": _MLFLOW,
     "rollout_model": (*_MLFLOW, "scipy.stats", "matplotlib.pyplot"),
     "record_refusal": _MLFLOW,
 }

@@ -90,7 +90,7 @@ def test_each_step_of_a_release_runs_in_an_environment_of_its_own_image(
     assert result.state == "succeeded", result.tail
     assert result.outputs["version"] == "1"
     assert result.step("register_model").outputs["uri"].startswith("s3://bucket/released/card-fraud/")
-    assert {"simulate_transactions", "train_xgboost", "evaluate_model", "promote_model"} <= set(used)
+    assert {"simulate_transactions", "train_xgboost", "evaluate_model", "rollout_model"} <= set(used)
 
 
 @pytest.mark.slow

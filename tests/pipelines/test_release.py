@@ -24,6 +24,7 @@ def test_a_first_model_is_released_and_becomes_the_champion(release, simulated, 
 
     assert result.state == "succeeded", result.tail
     assert result.decision == "pass", result.reasons
+    assert (result.outputs["decision"], result.outputs["outcome"]) == ("pass", "promoted")
     asked = pl.read_parquet(simulated[1]).height
     assert result.step("fetch_features").outputs["rows"] == asked
     fetched, info = read_dataset(result.step("fetch_features").artifacts["training_data"])
@@ -63,7 +64,7 @@ def test_a_model_that_misses_its_gate_is_not_registered_and_says_why(release, tm
 
     assert result.state == "succeeded"
     assert result.decision == "fail"
-    assert result.outputs["version"] == ""
+    assert (result.outputs["outcome"], result.outputs["version"]) == ("refused", "")
     assert "0.999" in Path(result.step("record_refusal").artifacts["refusal"]).read_text()
     assert not (tmp_path / "home" / "models").exists()
 
@@ -90,7 +91,7 @@ def test_a_malformed_request_fails_in_the_first_step_and_names_the_parameter(rel
 
 def test_a_promotion_can_be_left_to_a_person(release, tmp_path):
     result = release(target="none")
-    assert result.decision == "pass"
+    assert (result.decision, result.outputs["outcome"]) == ("pass", "registered")
     _, aliases = versions(tmp_path / "home")
     assert aliases == {"challenger": "1"}
 
