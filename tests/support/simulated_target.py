@@ -61,6 +61,7 @@ class Behaviour:
         score: mean of the scores' log-odds.
         refusal: why it never becomes ready; empty if it does.
         golden_fault: what is wrong with its answers to the golden rows; empty if they are right.
+        stalls: how long it is four times as slow at a time, and how long not on average, in seconds; (0, 0): never.
     """
 
     failing: float = 0.002
@@ -69,6 +70,7 @@ class Behaviour:
     score: float = -3.0
     refusal: str = ""
     golden_fault: str = ""
+    stalls: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass
@@ -80,6 +82,7 @@ class _Running:
     failed: bool = False
     reason: str = ""
     counts: Counts = field(default_factory=Counts)
+    stalls_begin: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 class SimulatedTarget:
@@ -195,8 +198,11 @@ class SimulatedTarget:
         running.counts = Counts()
 
     def _start(self, model: ServedModel) -> _Running:
-        refusal = self._behaves(model.version).refusal
-        return _Running(model, ready=not refusal, failed=bool(refusal), reason=refusal)
+        refusal, (length, between) = self._behaves(model.version).refusal, self._behaves(model.version).stalls
+        running = _Running(model, ready=not refusal, failed=bool(refusal), reason=refusal)
+        if length:
+            running.stalls_begin = self.time() + np.cumsum(length + self._generator.exponential(between, 1000))
+        return running
 
     def _behaves(self, version: str) -> Behaviour:
         return self.behaviour.get(version, Behaviour())
@@ -211,19 +217,20 @@ class SimulatedTarget:
         return Arm(running.model, share, running.ready, running.failed, running.reason, url, running.mirrored)
 
     def _serve_until_now(self) -> None:
-        elapsed, self._served_until = self.time() - self._served_until, self.time()
+        since, self._served_until = self._served_until, self.time()
+        elapsed = self._served_until - since
         requests = int(self._generator.poisson(self.rate * elapsed))
         canary = self.canary
         if canary is not None and canary.mirrored:
-            self._answer(canary, int(requests * canary.share / 100))
+            self._answer(canary, int(requests * canary.share / 100), since)
         elif canary is not None:
             mine = int(self._generator.binomial(requests, canary.share / 100))
-            self._answer(canary, mine)
+            self._answer(canary, mine, since)
             requests -= mine
         if self.stable is not None:
-            self._answer(self.stable, requests)
+            self._answer(self.stable, requests, since)
 
-    def _answer(self, running: _Running, requests: int) -> None:
+    def _answer(self, running: _Running, requests: int, since: float) -> None:
         if not requests:
             return
         behaves, draw = self._behaves(running.model.version), self._generator
@@ -234,6 +241,10 @@ class SimulatedTarget:
             requests, [behaves.failing, behaves.rejecting, 1 - behaves.failing - behaves.rejecting]
         )
         seconds = behaves.latency * np.exp(draw.normal(0, 0.4, requests))
+        if len(running.stalls_begin):
+            at = since + (self.time() - since) * draw.random(requests)
+            begun = np.append(-np.inf, running.stalls_begin)[np.searchsorted(running.stalls_begin, at)]
+            seconds *= np.where(at - begun < behaves.stalls[0], 4.0, 1.0)
         scores = 1 / (1 + np.exp(-draw.normal(behaves.score, 1.5, answered)))
         counts = running.counts
         running.counts = Counts(
