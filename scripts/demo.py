@@ -37,11 +37,11 @@ START = date(2018, 4, 1)
 DAYS = 84
 # 2,000 customers over 12 weeks make about 325,000 transactions.
 SIMULATION = {"customers": 2000, "terminals": 4000, "days": DAYS, "start_date": START.isoformat()}
-REQUESTS_PER_SECOND = 80
+REQUESTS_PER_SECOND = 120
 # As little as tells a broken model from a good one at this traffic; a release's defaults are for days, not for a demo.
 ROLLOUT = {
     "rollout_steps": [20, 50, 100],
-    "bake_seconds": 2.0,
+    "bake_seconds": 1.5,
     "min_samples": 60,
     "look_seconds": 0.5,
     "deadline_seconds": 60.0,
@@ -219,6 +219,8 @@ def _request(model_name: str, repo: dict[str, Any], planned: _Release, home: Pat
         "risk_class": "none: simulated data",
         "limits": "Simulated transactions after Le Borgne et al. (2022); not for real payments.",
         "oversight": "None needed: nothing acts on its scores.",
+        # A few trees find a leak.
+        "training_parameters": {"rounds": 40} if planned.leaking else {},
         "target": "local",
         **ROLLOUT,
         "seed": seed,
