@@ -29,6 +29,7 @@ from typing import Any
 
 from modelyard.components.errors import NotAvailable
 from modelyard.components.storage.files import PARTIAL, write_text
+from modelyard.components.storage.locks import is_locked
 
 FORMAT_VERSION = 1
 RECORD = "run.json"
@@ -170,24 +171,10 @@ def _remove_scratch(content: dict[str, Any]) -> None:
 def _wait_until_free(folder: Path, content: dict[str, Any] | None) -> bool:
     """Whether no process of the run lives; waits for the last steps of a run whose own process is gone."""
     deadline = time.monotonic() + _DEATH_SECONDS
-    while not _is_free(folder / LOCK):
+    while is_locked(folder / LOCK):
         if content is None or _is_alive(content["pid"]) or time.monotonic() > deadline:
             return False
         time.sleep(0.05)
-    return True
-
-
-def _is_free(lock: Path) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_RDWR)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
     return True
 
 

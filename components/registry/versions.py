@@ -107,14 +107,16 @@ def bring(version: Any, folder: str | os.PathLike[str]) -> Path:
         VerificationFailed: it is not what the registry says it is.
         NotAvailable: its store cannot be reached.
     """
-    digest = version.tags["digest"]
-    destination = Path(folder, version.source.rstrip("/").rpartition("/")[2])
+    return fetch_verified(version.name, str(version.version), version.tags["digest"], version.source, folder)
+
+
+def fetch_verified(model_name: str, version: str, digest: str, uri: str, folder: str | os.PathLike[str]) -> Path:
+    """As ``bring``, of a version whose digest and place are known without the registry."""
+    destination = Path(folder, uri.rstrip("/").rpartition("/")[2])
     try:
         # Half a download has another name, so what is there already is whole; it is verified like any other.
-        directory = destination if destination.is_dir() else uris.download(version.source, destination)
+        directory = destination if destination.is_dir() else uris.download(uri, destination)
     except InvalidInput as error:
-        raise VerificationFailed(
-            f"version {version.version} of {version.name!r} is gone from the store of models: {error}"
-        ) from error
-    verify_model(directory, model_name=version.name, digest=digest)
+        raise VerificationFailed(f"version {version} of {model_name!r} is gone from the store of models: {error}") from error
+    verify_model(directory, model_name=model_name, digest=digest)
     return directory

@@ -73,7 +73,18 @@ def log_terms(x: np.ndarray, canary: int, stable: int, bad: int) -> np.ndarray:
     return -(gammaln(x + 1) + gammaln(canary - x + 1) + gammaln(bad - x + 1) + gammaln(stable - bad + x + 1))
 
 
-def _partition(canary: int, stable: int, bad: int, log_ratios: np.ndarray) -> np.ndarray:
+def log_partition(canary: int, stable: int, bad: int, log_ratios: np.ndarray) -> np.ndarray:
+    """Logs of the sums over all tables with these margins, up to one constant that depends on the margins alone.
+
+    Args:
+        canary: requests of the canary.
+        stable: requests of the stable arm.
+        bad: how many of both were bad.
+        log_ratios: logs of the canary's odds over the stable arm's, shape (ratios,).
+
+    Returns:
+        Shape (ratios,). The log-likelihood of ``x`` bad requests in the canary is ``x * log_ratio`` less this.
+    """
     low, high = max(0, bad - stable), min(canary, bad)
     if low == high:
         return log_terms(np.array([low]), canary, stable, bad) + low * log_ratios
@@ -112,28 +123,13 @@ class _Law:
 @lru_cache(maxsize=512)
 def _law(canary: int, stable: int, bad: int, tolerated: float) -> _Law:
     low, high = max(0, bad - stable), min(canary, bad)
-    partition = _partition(canary, stable, bad, LOG_RATIOS + math.log(tolerated))
+    partition = log_partition(canary, stable, bad, LOG_RATIOS + math.log(tolerated))
     mode = np.clip(_modes(canary, stable, bad, np.array([tolerated])), low, high)
     reach = _reach(_spreads(canary, stable, bad, mode))
     first, last = max(low, int((mode - reach)[0])), min(high, int((mode + reach)[0]) + 1)
     x = np.arange(first, last + 1) if last - first < _MOST_CAPPED_TABLES else np.zeros(0)
     null = np.exp(log_terms(x, canary, stable, bad) + x * math.log(tolerated) - partition[NULL])
     return _Law(partition, x, null, np.cumsum(null[::-1])[::-1])
-
-
-def log_partition(canary: int, stable: int, bad: int, log_ratios: np.ndarray) -> np.ndarray:
-    """Logs of the sums over all tables with these margins, up to one constant that depends on the margins alone.
-
-    Args:
-        canary: requests of the canary.
-        stable: requests of the stable arm.
-        bad: how many of both were bad.
-        log_ratios: logs of the canary's odds over the stable arm's, shape (ratios,).
-
-    Returns:
-        Shape (ratios,). The log-likelihood of ``x`` bad requests in the canary is ``x * log_ratio`` less this.
-    """
-    return _partition(canary, stable, bad, np.asarray(log_ratios, dtype=float))
 
 
 class OddsProcess:

@@ -55,7 +55,6 @@ _WINDOW_REQUESTS = 100
 # About 4 in 100,000 for one look: a step has hundreds, and this is a net under the tests, not one of them.
 _Z = 4.0
 _MOST_RESTARTS = 2
-NO_SHARE: dict[str, Any] = {"percent": 0, "mirror": False}
 
 
 class _Decided(Exception):

@@ -13,8 +13,6 @@ A holder renews its claim with each write, and finds out in the same moment if s
 another's: whoever finds that the record was written since it was read reads it again (``change``).
 """
 
-import fcntl
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,10 +22,12 @@ from typing import Any
 from modelyard.components.errors import InvalidInput
 from modelyard.components.rollout.increments import Increment
 from modelyard.components.serving.target import Counts, RecordChanged, ServedModel, ServingTarget, TargetChanged
+from modelyard.components.storage.locks import is_locked
 
 FORMAT_VERSION = 1
 STARTING, WATCHING, PROMOTING, ROLLING_BACK, FINISHED = "starting", "watching", "promoting", "rolling back", "finished"
 STABLE, CANARY = "stable", "canary"
+NO_SHARE: dict[str, Any] = {"percent": 0, "mirror": False}
 MOST_POINTS = 400
 
 
@@ -72,8 +72,8 @@ class Progress:
     phase: str = STARTING
     started: float = 0.0
     step: int = 0
-    asked: dict[str, Any] = field(default_factory=lambda: {"percent": 0, "mirror": False})
-    in_force: dict[str, Any] = field(default_factory=lambda: {"percent": 0, "mirror": False})
+    asked: dict[str, Any] = field(default_factory=NO_SHARE.copy)
+    in_force: dict[str, Any] = field(default_factory=NO_SHARE.copy)
     waited: float = 0.0
     watched: float = 0.0
     held: bool = False
@@ -235,17 +235,7 @@ def is_held(home: Path, model_name: str) -> bool:
         home: folder of all local state.
         model_name: the served model.
     """
-    try:
-        descriptor = os.open(lock_path(home, model_name), os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return is_locked(lock_path(home, model_name))
 
 
 class TakenOver(TargetChanged):

@@ -12,18 +12,16 @@ MLflow does not answer, that is kept for whoever works on the model next.
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from modelyard.components.artifacts.names import check_model_name
-from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
+from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.registry import versions
 from modelyard.components.rollout import record, registry_side
 from modelyard.components.rollout.record import FINISHED, PROMOTING, ROLLING_BACK, Record
 from modelyard.components.rollout.registry_side import RegistryChange
 from modelyard.components.serving.target import RecordChanged, ServedModel, ServingState, ServingTarget
 from modelyard.components.serving.targets import open_target
-from modelyard.components.signing.verification import verify_model
-from modelyard.components.storage import uris
 
 # So long a rollback that ended a trial is taken for the same one when it is asked for again, and not for one more.
 _SAME_SECONDS = 600.0
@@ -180,13 +178,7 @@ def _put_in_charge(target: ServingTarget, model_name: str, intent: dict[str, Any
 
 def _verify(model_name: str, model: ServedModel) -> None:
     with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
-        try:
-            directory = uris.download(model.uri, Path(folder, "model"))
-        except InvalidInput as error:
-            raise VerificationFailed(
-                f"version {model.version} of {model_name!r} is gone from the store of models: {error}"
-            ) from error
-        verify_model(directory, model_name=model_name, digest=model.digest)
+        versions.fetch_verified(model_name, model.version, model.digest, model.uri, folder)
 
 
 def _stop_rollout(notes: Record, reason: str) -> None:

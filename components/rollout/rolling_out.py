@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 from modelyard.components import settings
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import ModelyardError, NotAvailable, VerificationFailed
-from modelyard.components.rollout.engine import NO_SHARE, Rollout
+from modelyard.components.rollout.engine import Rollout
 from modelyard.components.rollout.plan import WITHOUT_TRAFFIC, Plan, parse_plan
-from modelyard.components.rollout.record import PROMOTING, Notes, Progress, TakenOver, is_held, lock_path
+from modelyard.components.rollout.record import NO_SHARE, PROMOTING, Notes, Progress, TakenOver, is_held, lock_path
 from modelyard.components.rollout.registry_side import CandidateRefused, RegistryView, Released, finish_pending, look_up
 from modelyard.components.rollout.report import render_report, timeline_of
 from modelyard.components.rollout.without_traffic import page_of, settle_without_traffic

@@ -3,9 +3,10 @@
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.plots.page import Banner, render_page
 from modelyard.components.registry.promotion import promote_model
+from modelyard.components.rollout.engine import PROMOTED
 from modelyard.components.rollout.plan import NOBODY
 
-PROMOTED, REGISTERED = "promoted", "registered"
+REGISTERED = "registered"
 
 
 def settle_without_traffic(target: str, model_name: str, version: str, digest: str) -> tuple[str, str]:

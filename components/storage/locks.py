@@ -46,6 +46,22 @@ def _call(on_wait: Callable[[], None], descriptor: int) -> None:
         raise
 
 
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Whether a process holds the lock that the file ``path`` stands for; nobody does where the file is not there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that two who look do not take each other for the holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _is(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modelyard.components.storage.locks import exclusive_lock
+from modelyard.components.storage.locks import exclusive_lock, is_locked
 
 
 def _add_slowly(folder: str, times: int) -> None:
@@ -59,3 +59,11 @@ def test_whoever_will_not_wait_leaves_nothing_open(tmp_path):
         assert _next_descriptor() == before
     with exclusive_lock(tmp_path / "lock", refuse):
         pass
+
+
+def test_who_looks_at_a_lock_sees_its_holder_and_holds_nothing(tmp_path):
+    lock = tmp_path / "lock"
+    assert not is_locked(lock)
+    with exclusive_lock(lock):
+        assert is_locked(lock)
+    assert not is_locked(lock)

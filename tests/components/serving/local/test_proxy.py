@@ -20,6 +20,7 @@ from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.local import envoy_config
 from modelyard.components.serving.local.envoy_admin import Admin
 from modelyard.components.serving.local.proxy import Backend, BackendCounts, Proxy, Route
+from tests.services.servers import free_port
 
 pytest.importorskip("envoy", reason="Envoy has no wheel for this platform")
 
@@ -143,12 +144,6 @@ def start_backend():
     for backend in running:
         if backend.process.poll() is None:
             backend.kill()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
