@@ -89,6 +89,7 @@ class Counts:
         latency: requests by ``LATENCY_EDGES``, shape (edges + 1,).
         scores: scored rows by ``SCORE_EDGES``, shape (edges + 1,).
         flagged: scored rows whose decision was 1.
+        origin: since when is counted; counts of different origins have nothing to do with each other.
     """
 
     answered: int = 0
@@ -97,6 +98,7 @@ class Counts:
     latency: tuple[int, ...] = field(default=(0,) * (len(LATENCY_EDGES) + 1))
     scores: tuple[int, ...] = field(default=(0,) * (len(SCORE_EDGES) + 1))
     flagged: int = 0
+    origin: str = ""
 
     @property
     def requests(self) -> int:
@@ -113,7 +115,13 @@ class ArmCounts:
 
 
 class ServingTarget(Protocol):
-    """The verbs. All raise ``NotAvailable`` if the target cannot be reached or does not obey in time."""
+    """The verbs. All raise ``NotAvailable`` if the target cannot be reached or does not obey in time.
+
+    Attributes:
+        mirrors: whether a canary can be given a copy of the traffic.
+    """
+
+    mirrors: bool
 
     def state(self, model_name: str) -> ServingState:
         """What is served now, as the target sees it, not as it was last asked for."""
@@ -148,7 +156,7 @@ class ServingTarget(Protocol):
         """Puts ``model`` in charge in one step: ready first, then all traffic. A canary goes; stable becomes ``previous``."""
 
     def counts(self, model_name: str) -> ArmCounts:
-        """The counts of both arms."""
+        """The counts of both arms at a moment that is not before the call, so that two shares are never mixed."""
 
     def read_record(self, model_name: str) -> dict[str, Any] | None:
         """What ``write_record`` wrote last: the rollout's own notes, which outlive the step that wrote them."""

@@ -132,6 +132,8 @@ class LocalTarget:
         port: of the live traffic, on 127.0.0.1. 0 leaves it where it is; at first ``MODELYARD_SERVING_PORT``, else 8080.
     """
 
+    mirrors = True
+
     def __init__(self, home: Path | None = None, port: int = 0) -> None:
         self._home = Path(home).expanduser().resolve() if home else settings.home()
         self._folder = self._home / "serving"

@@ -1,0 +1,1 @@
+"""Putting a signed model where serving clusters can fetch it."""

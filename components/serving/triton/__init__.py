@@ -1,0 +1,1 @@
+"""Signed models as NVIDIA Triton serves them."""

@@ -1,0 +1,1 @@
+"""Training on several nodes through Kubeflow Trainer."""
