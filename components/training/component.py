@@ -200,3 +200,82 @@ def train_torch(
     model.framework = "onnx"
     model.metadata.update({"digest": trained.digest, "run_id": trained.run_id, "framework": "onnx"})
     return (model.uri, trained.digest, trained.run_id)
+
+
+@component("distributed")
+def train_distributed(
+    train: dsl.Input[dsl.Dataset],
+    validation: dsl.Input[dsl.Dataset],
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    model_name: str,
+    trainer: str = "xgboost",
+    nodes: int = 2,
+    parameters: dict = {},
+    device: str = "auto",
+    false_negative_cost: float = 10.0,
+    false_positive_cost: float = 1.0,
+    seed: int = 0,
+    checkpoint_uri: str = "",
+    backend: str = "auto",
+    cluster: dict = {},
+    timeout_seconds: int = 86_400,
+) -> NamedTuple("Outputs", [("model_uri", str), ("digest", str), ("run_id", str)]):
+    """Trains on several nodes through Kubeflow Trainer, with XGBoost or PyTorch, and tracks it in MLflow.
+
+    Every node holds its share of the training rows; together they learn one model, delivered as train_xgboost and train_torch
+    deliver theirs. In a cluster the nodes are pods of a TrainJob that run this package's own image; rows, checkpoints and the
+    result pass through an object store. On a laptop they are processes. A node that fails fails the step, with the node's
+    log. The step may be stopped at any moment and run again: it finds the job that it started, or the job goes on from its last
+    checkpoint. A step that is cancelled deletes its job.
+
+    Args:
+        train: Rows to learn from.
+        validation: Later rows, by which training is stopped and the decision threshold chosen.
+        model_name: Name of the model: letters, digits, '-', '_' and '.'.
+        trainer: xgboost or torch.
+        nodes: Number of nodes; the model depends on it, as on a seed.
+        parameters: Parameters of train_xgboost or train_torch by name, such as {"rounds": 300, "max_depth": 8}, with the
+            same defaults, and for xgboost any other of XGBoost's; memory_limit_gib aside, because every node holds its
+            rows in memory.
+        device: auto, cpu or cuda; cuda gives each node one GPU. In a cluster auto is cpu.
+        false_negative_cost: Cost of a positive that the model misses, for the decision threshold.
+        false_positive_cost: Cost of a negative that the model flags, in the same unit.
+        seed: Seed of every random draw.
+        checkpoint_uri: Where rows, checkpoints and the result are kept while the job runs: s3://, gs:// or minio://; on a laptop
+            also a folder. Empty for the local home; in a cluster for .checkpoints below MODELYARD_MODEL_STORE.
+        backend: kubernetes, local or auto, which is kubernetes in a pod and local elsewhere.
+        cluster: How the nodes are placed, by key: namespace, runtime (default xgboost-distributed or torch-distributed), image,
+            cpu, memory, service_account, node_selector, tolerations and ready_seconds (how long they may wait for
+            a machine; 3600).
+        timeout_seconds: Seconds after which the job is ended, whether or not this step is still there.
+
+    Returns:
+        model: The model directory, unsigned.
+        metrics: PR-AUC and ROC-AUC on the validation rows, rounds kept, decision threshold and seconds.
+        model_uri: URI of the model directory.
+        digest: Digest that names the model.
+        run_id: MLflow run of the training.
+    """
+    from modelyard.components.training.distributed.training import DistributedParameters, train_on_nodes
+
+    chosen = DistributedParameters(
+        trainer=trainer,
+        nodes=nodes,
+        parameters=parameters,
+        device=device,
+        false_negative_cost=false_negative_cost,
+        false_positive_cost=false_positive_cost,
+        seed=seed,
+        checkpoint_uri=checkpoint_uri,
+        backend=backend,
+        cluster=cluster,
+        timeout_seconds=timeout_seconds,
+    )
+    trained = train_on_nodes(train.path, validation.path, model.path, model_name, chosen)
+    for name, value in trained.metrics.items():
+        metrics.log_metric(name, value)
+    framework = "onnx" if trainer == "torch" else "xgboost"
+    model.framework = framework
+    model.metadata.update({"digest": trained.digest, "run_id": trained.run_id, "framework": framework})
+    return (model.uri, trained.digest, trained.run_id)
