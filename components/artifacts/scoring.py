@@ -159,11 +159,17 @@ def load_scorer(directory: str | os.PathLike[str]) -> Scorer:
         VerificationFailed: a golden row gets another score than it must.
     """
     scorer = open_scorer(directory, read_spec(directory))
-    _replay_golden_rows(scorer, Path(directory, GOLDEN_ROWS_FILE))
+    _replay_golden_rows(scorer, Path(directory))
     return scorer
 
 
-def _replay_golden_rows(scorer: Scorer, path: Path) -> None:
+def read_golden_rows(directory: str | os.PathLike[str], spec: ModelSpec) -> tuple[np.ndarray, np.ndarray]:
+    """The golden rows, encoded (float32, shape (rows, features)), and the scores they must get (float64, shape (rows,)).
+
+    Raises:
+        VerificationFailed: they are missing, damaged, or for another model.
+    """
+    path = Path(directory, GOLDEN_ROWS_FILE)
     try:
         golden = json.loads(path.read_text(encoding="utf-8"))
         features = golden["features"]
@@ -173,14 +179,19 @@ def _replay_golden_rows(scorer: Scorer, path: Path) -> None:
         raise VerificationFailed(f"{path} cannot be read ({error}): the model's answers cannot be checked") from error
     if not len(expected):
         raise VerificationFailed(f"{path} holds no rows: the model's answers cannot be checked")
-    if matrix.shape != (len(expected), len(scorer.spec.features)):
+    if matrix.shape != (len(expected), len(spec.features)):
         raise VerificationFailed(f"{path} is damaged: rows of shape {matrix.shape} and {len(expected)} scores")
-    if features != list(scorer.spec.feature_names):
+    if features != list(spec.feature_names):
         raise VerificationFailed(f"{path} is for other features than the model's")
+    return matrix, expected
+
+
+def _replay_golden_rows(scorer: Scorer, directory: Path) -> None:
+    matrix, expected = read_golden_rows(directory, scorer.spec)
     found = scorer.score_matrix(matrix)
     worst = int(np.argmax(np.abs(found - expected)))
     if not np.allclose(found, expected, rtol=0, atol=GOLDEN_TOLERANCE):
         raise VerificationFailed(
-            f"golden row {worst} of {path.parent} scores {found[worst]:.6g} instead of {expected[worst]:.6g}: "
+            f"golden row {worst} of {directory} scores {found[worst]:.6g} instead of {expected[worst]:.6g}: "
             f"this is another model, or its library ({scorer.spec.training.get('versions', {})}) reads it differently here"
         )
