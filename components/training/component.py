@@ -242,8 +242,8 @@ def train_distributed(
         false_negative_cost: Cost of a positive that the model misses, for the decision threshold.
         false_positive_cost: Cost of a negative that the model flags, in the same unit.
         seed: Seed of every random draw.
-        checkpoint_uri: Where rows, checkpoints and the result are kept while the job runs: s3://, gs:// or minio://; on a laptop
-            also a folder. Empty for the local home; in a cluster for .checkpoints below MODELYARD_MODEL_STORE.
+        checkpoint_uri: Where rows, checkpoints and the result are kept while the job runs: s3://, gs:// or minio://; on a
+            laptop also a folder. Empty for the local home; in a cluster for .checkpoints below MODELYARD_MODEL_STORE.
         backend: kubernetes, local or auto, which is kubernetes in a pod and local elsewhere.
         cluster: How the nodes are placed, by key: namespace, runtime (default xgboost-distributed or torch-distributed), image,
             cpu, memory, service_account, node_selector, tolerations and ready_seconds (how long they may wait for
