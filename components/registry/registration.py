@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from modelyard.components import settings
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.publishing.publishing import keep
 from modelyard.components.registry import versions
-from modelyard.components.signing.contents import SIGNATURE_FILE
 from modelyard.components.signing.sign import EVALUATION_FILE, read_evaluation
 from modelyard.components.signing.verification import verify_model
 from modelyard.components.storage import uris
-from modelyard.components.storage.files import atomic_directory
 from modelyard.components.tracking.connection import client, reachable
 
 if TYPE_CHECKING:
@@ -83,7 +81,7 @@ def register_model(
         with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
             versions.bring(found[0], folder)
     else:
-        uri = _keep(signed, provenance)
+        uri = keep(signed, provenance, settings.model_store()).uri
         with reachable():
             _make_model(registry, model_name)
             registry.create_model_version(
@@ -108,37 +106,6 @@ def _check_store() -> None:
             f"the store of models is a folder on this machine ({settings.model_store()}), which others who use the registry "
             f"cannot read. Set MODELYARD_MODEL_STORE to an s3:// or gs:// URI"
         )
-
-
-def _keep(signed: Path, provenance: "Provenance") -> str:
-    """Copies the signed directory into the store of models and verifies the copy; one that is there already is kept."""
-    name, digest = provenance.model_name, provenance.model_digest
-    place = uris.join(settings.model_store(), name, digest.removeprefix("blake3:"))
-    path = uris.local_path(place)
-    if path is not None:
-        if not path.exists():
-            try:
-                with atomic_directory(path) as partial:
-                    shutil.copytree(signed, partial, symlinks=True, dirs_exist_ok=True)
-                    verify_model(partial, model_name=name, digest=digest)
-            except FileExistsError:
-                pass  # Another process kept the same model first; its copy is verified like any other.
-        verify_model(path, model_name=name, digest=digest)
-        return place
-    # Objects appear one by one, and two signatures of one model differ: each signature gets a folder of its own, so that
-    # two processes never write into the same one.
-    uri = f"{place}-{_signature_name(signed)}"
-    uris.upload_directory(signed, uri, last=SIGNATURE_FILE)
-    with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
-        stored = uris.download(uri, Path(folder, "stored"))
-        verify_model(stored, model_name=name, digest=digest)
-    return uri
-
-
-def _signature_name(signed: Path) -> str:
-    from modelyard.components.artifacts.digest import file_digest
-
-    return file_digest(signed / SIGNATURE_FILE).removeprefix("blake3:")[:16]
 
 
 def _make_model(registry: "MlflowClient", model_name: str) -> None:

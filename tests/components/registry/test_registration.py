@@ -197,7 +197,7 @@ def test_a_registration_that_was_killed_at_any_moment_is_completed_by_the_next(r
     assert [path.name for path in (home / "models" / "fraud").iterdir()] == [made.digest.removeprefix("blake3:")]
 
 
-@pytest.mark.parametrize("step", ["_keep", "create_model_version", "_one_version", "_challenge"])
+@pytest.mark.parametrize("step", ["keep", "create_model_version", "_one_version", "_challenge"])
 def test_a_registration_that_stopped_after_each_of_its_steps_is_completed_by_the_next(release, monkeypatch, step):
     from mlflow.tracking import MlflowClient
 
