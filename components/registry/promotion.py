@@ -77,12 +77,7 @@ def promote_model(model_name: str, version: str, digest: str, *, replacing: str 
         if champion == version:
             last = _last_that_counts(log)
             return last.replaces if last and last.version == version else ""
-        expected = replacing or candidate.tags.get("judged_against", versions.NO_CHAMPION)
-        if (champion or versions.NO_CHAMPION) != expected:
-            raise PromotionRefused(
-                f"version {version} of {model_name!r} was judged against {_called(expected)}, but the champion is "
-                f"{_called(champion or versions.NO_CHAMPION)} now: evaluate it against that one"
-            )
+        _check_follows(candidate, champion, replacing)
         entry = _append(registry, model_name, version, champion, after=log[-1].number if log else 0)
         if not entry.counts:
             raise PromotionRefused(
@@ -90,6 +85,33 @@ def promote_model(model_name: str, version: str, digest: str, *, replacing: str 
             )
         _finish(registry, model_name, [entry])
     return champion
+
+
+def check_may_follow(model_name: str, version: str) -> None:
+    """Makes sure that a version is the champion, or would follow the one that it was judged against.
+
+    Raises:
+        PromotionRefused: another version is champion now.
+        InvalidInput: there is no such version.
+        NotAvailable: the registry cannot be reached.
+    """
+    check_model_name(model_name)
+    registry = client()
+    with reachable():
+        champion = versions.aliases(registry, model_name).get(versions.CHAMPION, "")
+        if champion != version:
+            _check_follows(versions.get_version(registry, model_name, version), champion)
+
+
+def note_promotion(model_name: str, version: str, reason: str) -> None:
+    """Keeps why somebody put a version in charge by hand, as its tag ``promoted_reason``.
+
+    Raises:
+        NotAvailable: the registry cannot be reached.
+    """
+    registry = client()
+    with reachable():
+        versions.set_tag(registry, model_name, version, "promoted_reason", reason)
 
 
 def reject_challenger(model_name: str, version: str, reason: str) -> None:
@@ -113,6 +135,15 @@ def reject_challenger(model_name: str, version: str, reason: str) -> None:
             # Nobody is to go back to it.
             registry.delete_model_version_tag(model_name, version, versions.PREVIOUS)
             registry.delete_registered_model_alias(model_name, versions.PREVIOUS)
+
+
+def _check_follows(candidate: Any, champion: str, replacing: str = "") -> None:
+    expected, found = replacing or candidate.tags.get("judged_against", versions.NO_CHAMPION), champion or versions.NO_CHAMPION
+    if found != expected:
+        raise PromotionRefused(
+            f"version {candidate.version} of {candidate.name!r} was judged against {_called(expected)}, but the champion is "
+            f"{_called(found)} now: evaluate it against that one"
+        )
 
 
 def _called(version: str) -> str:

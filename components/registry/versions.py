@@ -8,6 +8,7 @@
 | ``run_id``, ``data_digest``, ``code_revision``, ``signer`` | where it comes from |
 | ``previous`` | ``true`` on the version that was champion before the champion, unless that was sent back |
 | ``rejected_reason`` | why a rollout sent it back |
+| ``promoted_reason`` | why somebody put it in charge by hand |
 """
 
 import os

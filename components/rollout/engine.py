@@ -170,8 +170,12 @@ class Rollout:
         return self._progress
 
     def _leave(self, kept: Record) -> None:
-        """Undoes what this process did since a rollback ended its rollout."""
+        """Undoes what this process did since a rollback, or the promotion of another version, ended its rollout."""
         ended, digest = kept.rollout, self._progress.digest
+        if kept.promoted:
+            if kept.promoted["model"]["digest"] != digest and _serves(self._target.state(self._name).canary, digest):
+                self._target.roll_back(self._name)
+            return
         if kept.holder or not kept.rolled_back or ended is None or ended.digest != digest or ended.phase != FINISHED:
             return
         state = self._target.state(self._name)

@@ -6,6 +6,7 @@ One record a model, JSON, written whole at each look::
      "holder": {"token": …, "until": …},     who is at work, and until when others leave it alone
      "rollout": {…},                         the last rollout, finished or not: ``Progress``
      "rolled_back": {…},                     the last rollback: what was replaced by what, and whether it is done
+     "promoted": {…},                        the last promotion by hand, unless it was rolled back
      "pending": [{…}],                       changes of the registry that could not be made yet
      "revision": …}                          how often it was written
 
@@ -170,6 +171,7 @@ class Record:
     holder: dict[str, Any] = field(default_factory=dict)
     rollout: Progress | None = None
     rolled_back: dict[str, Any] = field(default_factory=dict)
+    promoted: dict[str, Any] = field(default_factory=dict)
     pending: list[dict[str, str]] = field(default_factory=list)
     revision: int = 0
 
@@ -239,7 +241,7 @@ def is_held(home: Path, model_name: str) -> bool:
 
 
 class TakenOver(TargetChanged):
-    """A rollback or another rollout took the record over.
+    """A rollback, a promotion by hand or another rollout took the record over.
 
     Attributes:
         record: as it is now.
@@ -295,7 +297,7 @@ class Notes:
         """The progress as it was kept last.
 
         Raises:
-            TakenOver: a rollback or another rollout took over meanwhile.
+            TakenOver: somebody else took over meanwhile.
         """
         record = read(self._target, self._model_name)
         self._check(record)
@@ -305,7 +307,7 @@ class Notes:
         """Keeps the progress.
 
         Raises:
-            TakenOver: a rollback or another rollout took over meanwhile.
+            TakenOver: somebody else took over meanwhile.
         """
 
         def keep(record: Record) -> None:
@@ -330,7 +332,8 @@ class Notes:
 
     def _check(self, record: Record) -> None:
         if record.holder.get("token") != self._token:
-            raise TakenOver(f"a rollback or another rollout of {self._model_name!r} took over; this one stops", record)
+            who = "a promotion by hand" if record.promoted and not record.holder else "a rollback or another rollout"
+            raise TakenOver(f"{who} of {self._model_name!r} took over; this one stops", record)
 
     def _hold(self, record: Record) -> None:
         record.holder = {"token": self._token, "until": self._now() + self._lease}

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput, VerificationFailed
 from modelyard.components.registry import promotion, versions
 from modelyard.components.rollout import record
@@ -91,6 +92,30 @@ def look_up(model_name: str, version: str, digest: str, uri: str, folder: str | 
 def _released(version: Any, folder: str | os.PathLike[str]) -> Released:
     model = ServedModel(str(version.version), version.tags["digest"], version.source)
     return Released(model, versions.bring(version, folder))
+
+
+def find(model_name: str, version: str = "") -> ServedModel:
+    """A registered version, by default the champion, as a serving target knows it.
+
+    Raises:
+        InvalidInput: there is no such version, or no champion.
+        NotAvailable: the registry cannot be reached.
+    """
+    check_model_name(model_name)
+    registry = client()
+    with reachable():
+        number = version or versions.aliases(registry, model_name).get(versions.CHAMPION, "")
+        if not number:
+            raise InvalidInput("model", model_name, "the registry has no champion of this name; release one, or give --version")
+        found = versions.get_version(registry, model_name, number)
+    return ServedModel(str(found.version), found.tags["digest"], found.source)
+
+
+def is_champion(model_name: str, model: ServedModel) -> bool:
+    """Whether a version is the champion now."""
+    registry = client()
+    with reachable():
+        return versions.aliases(registry, model_name).get(versions.CHAMPION, "") == model.version
 
 
 REJECT, BRING_BACK = "reject", "bring back"

@@ -68,17 +68,17 @@ def roll_back(model_name: str, target: ServingTarget | str = "local", reason: st
     while True:
         notes, state = record.read(target, model_name), target.state(model_name)
         intent = notes.rolled_back
-        on_trial = _on_trial(notes, state)
-        if not on_trial and intent.get("answer") and _is_as_left(state, intent):
+        trial = on_trial(notes, state)
+        if not trial and intent.get("answer") and _is_as_left(state, intent):
             registry = intent["answer"]["registry"] if not notes.pending else _settle(target, model_name, [])
             return _answer(target, model_name, intent, registry)
         if not (_is_half_done(state, intent) and _is_over(notes)):
-            intent = _end_trial(notes, state, on_trial, reason) if on_trial else _bring_back(model_name, state, reason)
+            intent = _end_trial(notes, state, trial, reason) if trial else _bring_back(model_name, state, reason)
         if not intent["trial"] and intent["to"]["digest"] not in verified:
             _verify(model_name, ServedModel(**intent["to"]))
             verified.add(intent["to"]["digest"])
         # Written first: whoever repeats a rollback that was killed must not take the version brought back for the one before.
-        notes.rolled_back = intent
+        notes.rolled_back, notes.promoted = intent, {}
         _stop_rollout(notes, intent["reason"])
         try:
             record.write(target, model_name, notes)
@@ -93,10 +93,12 @@ def _is_over(notes: Record) -> bool:
     return notes.rollout is None or notes.rollout.phase == FINISHED
 
 
-def _on_trial(notes: Record, state: ServingState) -> ServedModel | None:
+def on_trial(notes: Record, state: ServingState) -> ServedModel | None:
     """The version on trial, or about to be; None if there is none."""
     if state.canary is not None:
         return state.canary.model
+    if notes.promoted and not notes.promoted["answer"] and not _is_in_charge(state, notes.promoted["model"]):
+        return ServedModel(**notes.promoted["model"])
     rollout = notes.rollout
     if rollout is None or _is_over(notes) or (state.stable is not None and state.stable.model.digest == rollout.digest):
         return None
@@ -126,15 +128,17 @@ def _is_half_done(state: ServingState, intent: dict[str, Any]) -> bool:
     return _is_in_charge(state, intent["from"]) or _is_in_charge(state, intent["to"])
 
 
-def _end_trial(notes: Record, state: ServingState, on_trial: ServedModel, reason: str) -> dict[str, Any]:
+def _end_trial(notes: Record, state: ServingState, trial: ServedModel, reason: str) -> dict[str, Any]:
     stays = asdict(state.stable.model) if state.stable else None
     reason = reason or "its trial was ended by hand"
-    change = RegistryChange(registry_side.REJECT, on_trial.version, on_trial.digest, "", reason)
-    rollout = notes.rollout
-    if stays and rollout is not None and rollout.digest == on_trial.digest and rollout.registry_asked:
+    change = RegistryChange(registry_side.REJECT, trial.version, trial.digest, "", reason)
+    rollout, promoted = notes.rollout, notes.promoted
+    asked = rollout is not None and rollout.digest == trial.digest and rollout.registry_asked
+    by_hand = promoted and not promoted["answer"] and promoted["model"]["digest"] == trial.digest
+    if stays and (asked or by_hand):
         # The registry may have made it the champion already.
-        change = RegistryChange(registry_side.BRING_BACK, stays["version"], stays["digest"], on_trial.version, reason)
-    return _intent(asdict(on_trial), stays, reason, change, trial=True)
+        change = RegistryChange(registry_side.BRING_BACK, stays["version"], stays["digest"], trial.version, reason)
+    return _intent(asdict(trial), stays, reason, change, trial=True)
 
 
 def _bring_back(model_name: str, state: ServingState, reason: str) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,12 +24,14 @@ from modelyard.components.rollout.registry_side import CandidateRefused, Registr
 from modelyard.components.rollout.report import render_report, timeline_of
 from modelyard.components.rollout.without_traffic import page_of, settle_without_traffic
 from modelyard.components.serving.target import ServedModel, ServingTarget, TargetChanged
-from modelyard.components.serving.targets import open_target
+from modelyard.components.serving.targets import KSERVE, LOCAL, open_target
 from modelyard.components.storage.files import write_text
 from modelyard.components.storage.locks import exclusive_lock
 
 _LONGEST_TAG = 5000
 _LOOKED_AT_SECONDS = 0.1
+# A pod that lost its node has to be given another one, and to fetch its model there.
+_CLUSTER_GRACE_SECONDS = 300.0
 
 
 class Cancelled(ModelyardError):
@@ -60,6 +62,7 @@ def rollout_model(
     digest: str,
     uri: str,
     target: str = "local",
+    serving: Mapping[str, Any] | None = None,
     run_id: str = "",
     **parameters: Any,
 ) -> RolledOut:
@@ -73,6 +76,7 @@ def rollout_model(
         digest: its model digest.
         uri: where the registry says it is kept.
         target: where it is served, see ``open_target``; ``registry`` or ``none`` if nowhere, see ``without_traffic``.
+        serving: how ``kserve`` serves it; see ``parse_placement``.
         run_id: MLflow run that gets the decision and the report; empty to leave MLflow's runs alone.
         parameters: steps, seconds, samples and limits; see ``parse_plan``.
 
@@ -85,19 +89,21 @@ def rollout_model(
     """
     check_model_name(model_name)
     plan = parse_plan(**parameters)
+    if target == KSERVE and "ready_grace_seconds" not in parameters["limits"]:
+        plan = replace(plan, limits=replace(plan.limits, ready_grace_seconds=_CLUSTER_GRACE_SECONDS))
     if target in WITHOUT_TRAFFIC:
         outcome, reason = settle_without_traffic(target, model_name, version, digest)
         write_text(report, page_of(model_name, version, outcome, reason))
         write_text(timeline, json.dumps({"version": version, "digest": digest, "outcome": outcome, "looks": []}) + "\n")
         return RolledOut("pass", outcome, reason)
     progress = run_rollout(
-        open_target(target),
+        open_target(target, serving),
         plan,
         model_name=model_name,
         version=version,
         digest=digest,
         uri=uri,
-        on_this_machine=target == "local",
+        on_this_machine=target == LOCAL,
     )
     page = render_report(model_name, progress)
     content = timeline_of(model_name, progress)
@@ -181,7 +187,7 @@ def _hold(target: ServingTarget, model_name: str, notes: Notes, digest: str, now
         kept.events.append({"at": round(now(), 3), "text": "It was told to stop: the canary gets no traffic until it goes on."})
         notes.write(kept)
     except TakenOver:
-        return "a rollback or another rollout took over"
+        return "somebody else took over"
     except (NotAvailable, TargetChanged) as error:
         return f"what is served could not be changed ({error}). {way_on}"
     return f"its canary gets no traffic until it goes on. {way_on}"

@@ -1,22 +1,33 @@
-"""The serving targets by name, as a pipeline's parameter ``target`` gives them."""
+"""The serving targets by name, as a pipeline's parameters ``target`` and ``serving`` give them."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from modelyard.components import settings
 from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.target import ServingTarget
 
+LOCAL, KSERVE = "local", "kserve"
 
-def open_target(name: str) -> ServingTarget:
+
+def open_target(name: str, serving: Mapping[str, Any] | None = None) -> ServingTarget:
     """The serving target of this name.
 
     Args:
-        name: ``local``, processes on this machine.
+        name: ``local``, processes on this machine; or ``kserve``, InferenceServices of a cluster.
+        serving: where and how ``kserve`` serves, see ``parse_placement``; to ``local`` it says nothing.
 
     Raises:
-        InvalidInput: there is no such target.
+        InvalidInput: there is no such target, or it cannot serve like this.
         NotAvailable: it cannot be used from here.
     """
-    if name != "local":
-        raise InvalidInput("target", name, "use local")
+    if name == KSERVE:
+        from modelyard.components.serving.kserve.placement import parse_placement
+        from modelyard.components.serving.kserve.target import open_kserve_target
+
+        return open_kserve_target(parse_placement(serving or {}))
+    if name != LOCAL:
+        raise InvalidInput("target", name, f"use {LOCAL} or {KSERVE}")
     if settings.in_cluster():
         raise NotAvailable(
             "target 'local' serves on the machine that the pipeline runs on, and a pod ends with its step: run it on a "

@@ -25,7 +25,7 @@ from tests.support.simulated_target import Killed
 def at_target(trial, laptop, monkeypatch, tmp_path):
     """A target under the name ``simulated``, and the arguments of a rollout there that ends at once: version 1 is in charge."""
     at = trial()
-    monkeypatch.setattr(rolling_out, "open_target", lambda name: {"simulated": at.target}[name])
+    monkeypatch.setattr(rolling_out, "open_target", lambda name, serving: {"simulated": at.target}[name])
     model = laptop.versions["1"]
     arguments = {"model_name": "fraud", "target": "simulated", "digest": model.digest, "uri": model.uri, "version": "1", **PLAN}
     return lambda **changes: rollout_model(tmp_path / "report.html", tmp_path / "timeline.json", **{**arguments, **changes})
