@@ -129,32 +129,12 @@ def train_boosted_trees(
     train, validation = open_rows(train_path, "train"), open_rows(validation_path, "validation")
     check_alike(train, validation)
     features = fit_features(train)
-    _check_names(features)
-    _check_further_parameters(parameters.more, features)
+    check_names(features)
+    check_further_parameters(parameters.more, features)
     weight = positive_weight(parameters.imbalance, train.rows, train.positives)
     external = needs_external_memory(train, parameters)
-    learned = {
-        "objective": "binary:logistic",
-        "base_score": 0.5,
-        "tree_method": "hist",
-        "learning_rate": parameters.learning_rate,
-        "max_depth": parameters.max_depth,
-        "subsample": parameters.subsample,
-        "colsample_bytree": parameters.colsample_bytree,
-        "scale_pos_weight": weight,
-        "seed": parameters.seed,
-        "seed_per_iteration": True,
-        "device": device,
-        **parameters.more,
-    }
-    shaping = {
-        **learned,
-        "rounds": parameters.rounds,
-        "early_stopping_rounds": parameters.early_stopping_rounds,
-        "imbalance": parameters.imbalance,
-        "false_negative_cost": parameters.false_negative_cost,
-        "false_positive_cost": parameters.false_positive_cost,
-    }
+    learned = learned_parameters(parameters, device, weight)
+    shaping = shaping_parameters(parameters, learned)
     plan = Plan(
         trainer="train_xgboost",
         model_name=model_name,
@@ -171,24 +151,65 @@ def train_boosted_trees(
     with training_session(plan) as session:
         session.run.tag({"modelyard.external_memory": str(external).lower()})
         with _cache_folder(external, Path(destination)) as cache:
-            model = _boost(session, learned, parameters.threads, _bins(train, validation, spec, parameters, cache))
+            model = grow_trees(session, learned, parameters.threads, binned_rows(train, validation, spec, parameters, cache))
         return session.deliver(
             destination=Path(destination),
             spec=spec,
             write_model=model.save_model,
-            flavour={
-                "xgboost": {
-                    "data": MODEL_FILE,
-                    "model_class": "xgboost.core.Booster",
-                    "model_format": "ubj",
-                    "xgb_version": plan.versions["xgboost"],
-                }
-            },
+            flavour=flavour(plan.versions["xgboost"]),
             rounds=session.best_round + 1,
             false_negative_cost=parameters.false_negative_cost,
             false_positive_cost=parameters.false_positive_cost,
             seed=parameters.seed,
         )
+
+
+def learned_parameters(parameters: BoostingParameters, device: str, weight: float) -> dict[str, Any]:
+    """What XGBoost is told, by its own names.
+
+    Args:
+        parameters: what was asked for.
+        device: ``cpu`` or ``cuda``.
+        weight: weight of a positive row.
+    """
+    return {
+        "objective": "binary:logistic",
+        "base_score": 0.5,
+        "tree_method": "hist",
+        "learning_rate": parameters.learning_rate,
+        "max_depth": parameters.max_depth,
+        "subsample": parameters.subsample,
+        "colsample_bytree": parameters.colsample_bytree,
+        "scale_pos_weight": weight,
+        "seed": parameters.seed,
+        "seed_per_iteration": True,
+        "device": device,
+        **parameters.more,
+    }
+
+
+def shaping_parameters(parameters: BoostingParameters, learned: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the delivered model depends on besides the rows."""
+    return {
+        **learned,
+        "rounds": parameters.rounds,
+        "early_stopping_rounds": parameters.early_stopping_rounds,
+        "imbalance": parameters.imbalance,
+        "false_negative_cost": parameters.false_negative_cost,
+        "false_positive_cost": parameters.false_positive_cost,
+    }
+
+
+def flavour(version: str) -> dict[str, dict[str, Any]]:
+    """MLflow's flavour of the delivered model, which XGBoost ``version`` wrote."""
+    return {
+        "xgboost": {
+            "data": MODEL_FILE,
+            "model_class": "xgboost.core.Booster",
+            "model_format": "ubj",
+            "xgb_version": version,
+        }
+    }
 
 
 def choose_device(asked: str) -> str:
@@ -215,8 +236,12 @@ def needs_external_memory(train: LabelledRows, parameters: BoostingParameters) -
     return needed > limit
 
 
-def _check_further_parameters(more: dict[str, Any], features: tuple[Feature, ...]) -> None:
-    """XGBoost only warns of a name it does not know: ask a booster which ones it does."""
+def check_further_parameters(more: dict[str, Any], features: tuple[Feature, ...]) -> None:
+    """XGBoost only warns of a name it does not know: ask a booster which ones it does.
+
+    Raises:
+        InvalidInput: it knows none of that name, or refuses the value.
+    """
     xgboost = load_xgboost()
     fixed = {"objective": "binary:logistic", "tree_method": "hist"}
     row = xgboost.DMatrix(
@@ -239,7 +264,12 @@ def _check_further_parameters(more: dict[str, Any], features: tuple[Feature, ...
             raise InvalidInput(f"parameters[{name!r}]", value, f"XGBoost refuses it: {_first_line(error)}") from error
 
 
-def _check_names(features: tuple[Feature, ...]) -> None:
+def check_names(features: tuple[Feature, ...]) -> None:
+    """Checks that XGBoost can keep the features' names.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
     for feature in features:
         if any(character in feature.name for character in "[]<"):
             raise InvalidInput("column", feature.name, "XGBoost takes no name with '[', ']' or '<'; rename it")
@@ -266,7 +296,7 @@ def _cache_folder(needed: bool, destination: Path) -> Iterator[Path | None]:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _bins(
+def binned_rows(
     train: LabelledRows, validation: LabelledRows, spec: ModelSpec, parameters: BoostingParameters, cache: Path | None
 ) -> list["xgboost.DMatrix"]:
     """Training and validation rows as histogram bins, in memory or in files below ``cache``."""
@@ -300,7 +330,7 @@ def _bins(
     return [rows, matrix_type(Batches(validation, "validation"), ref=rows, **common)]
 
 
-def _boost(session: Session, learned: dict[str, Any], threads: int, bins: list["xgboost.DMatrix"]) -> "xgboost.Booster":
+def grow_trees(session: Session, learned: dict[str, Any], threads: int, bins: list["xgboost.DMatrix"]) -> "xgboost.Booster":
     """Grows the trees, and returns those up to the best round: a reader that knows nothing of early stopping gets them too."""
     rows, held_out = bins
     xgboost = load_xgboost()

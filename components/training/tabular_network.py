@@ -10,7 +10,7 @@ again on a CPU with as many threads reaches the same bytes.
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 PARITY = 1e-5
 CLIP = 10.0
-_PARITY_ROWS = 20_000
+PARITY_ROWS = 20_000
 _SCORING_ROWS = 65_536
 _MAX_EMBEDDING = 16
 _BEST = "best/"
@@ -139,7 +139,7 @@ def train_network(
         Interrupted: SIGTERM arrived; the same call goes on from the checkpoint.
         ParityError: the exported model differs from the trained one.
     """
-    torch = _import_torch()
+    import_torch()
     check_model_name(model_name)
     parameters.check()
     device = choose_device(parameters.device)
@@ -152,53 +152,75 @@ def train_network(
         model_name=model_name,
         train=train,
         validation=validation,
-        parameters={
-            "device": device,
-            "epochs": parameters.epochs,
-            "early_stopping_epochs": parameters.early_stopping_epochs,
-            "hidden": parameters.hidden,
-            "dropout": parameters.dropout,
-            "learning_rate": parameters.learning_rate,
-            "weight_decay": parameters.weight_decay,
-            "batch_size": parameters.batch_size,
-            "mixed_precision": mixed,
-            "imbalance": parameters.imbalance,
-            "positive_weight": positive_weight(parameters.imbalance, train.rows, train.positives),
-            "false_negative_cost": parameters.false_negative_cost,
-            "false_positive_cost": parameters.false_positive_cost,
-            "seed": parameters.seed,
-        },
+        parameters=shaping_parameters(parameters, device, mixed, train),
         versions=library_versions("torch", "onnx", "onnxruntime", "numpy"),
         rounds=parameters.epochs,
         patience=parameters.early_stopping_epochs,
         checkpoint_uri=parameters.checkpoint_uri,
         checkpoint_rounds=parameters.checkpoint_epochs,
     )
-    with training_session(plan) as session, _reproducible(parameters.threads, device):
-        matrix = _matrix(train, spec)
-        held_out = _matrix(validation, spec)
-        preparation = prepare(matrix, spec)
-        network = _Network(preparation, parameters)
-        weights = _fit(session, network, parameters, device, mixed, matrix, train.labels, held_out, validation.labels)
-        network.module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-        network.module.to("cpu").eval()
-
-        def write_model(path: Path) -> None:
-            write_network(path, preparation, weights, len(parameters.hidden), CLIP)
-            _check_parity(network, path, spec, held_out[:_PARITY_ROWS])
-
+    with training_session(plan) as session, reproducible(parameters.threads, device):
+        matrix = encoded(train, spec)
+        held_out = encoded(validation, spec)
+        network = Network(prepare(matrix, spec), parameters)
+        fit(session, network, parameters, device, mixed, matrix, train.labels, held_out, validation.labels, Alone())
         return session.deliver(
             destination=Path(destination),
             spec=spec,
-            write_model=write_model,
-            flavour={
-                "onnx": {"data": MODEL_FILE, "onnx_version": plan.versions["onnx"], "providers": ["CPUExecutionProvider"]}
-            },
+            write_model=lambda path: write_checked(network, path, spec, held_out[:PARITY_ROWS]),
+            flavour=flavour(plan.versions["onnx"]),
             rounds=session.best_round + 1,
             false_negative_cost=parameters.false_negative_cost,
             false_positive_cost=parameters.false_positive_cost,
             seed=parameters.seed,
         )
+
+
+def shaping_parameters(parameters: NetworkParameters, device: str, mixed: bool, train: LabelledRows) -> dict[str, Any]:
+    """Everything that the delivered model depends on besides the rows, and the weight of a positive one."""
+    return {
+        "device": device,
+        "epochs": parameters.epochs,
+        "early_stopping_epochs": parameters.early_stopping_epochs,
+        "hidden": parameters.hidden,
+        "dropout": parameters.dropout,
+        "learning_rate": parameters.learning_rate,
+        "weight_decay": parameters.weight_decay,
+        "batch_size": parameters.batch_size,
+        "mixed_precision": mixed,
+        "imbalance": parameters.imbalance,
+        "positive_weight": positive_weight(parameters.imbalance, train.rows, train.positives),
+        "false_negative_cost": parameters.false_negative_cost,
+        "false_positive_cost": parameters.false_positive_cost,
+        "seed": parameters.seed,
+    }
+
+
+def flavour(version: str) -> dict[str, dict[str, Any]]:
+    """MLflow's flavour of the delivered model, which onnx ``version`` wrote."""
+    return {"onnx": {"data": MODEL_FILE, "onnx_version": version, "providers": ["CPUExecutionProvider"]}}
+
+
+class Alone:
+    """A node that trains by itself; several that train one network share these verbs (see ``distributed.network``).
+
+    Attributes:
+        rank: this node's number.
+        size: number of nodes.
+    """
+
+    rank, size = 0, 1
+
+    def steps(self, rows: int, batch: int) -> int:
+        """Steps of an epoch for ``rows`` rows of this node's, ``batch`` at a time."""
+        return -(-rows // batch)
+
+    def average(self, module: Any, rows: int) -> None:
+        """Makes the gradients of ``module``, means over ``rows`` rows, the means over all nodes' rows."""
+
+    def from_first(self, value: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What ``value`` gives on the first node, on every node."""
+        return value()
 
 
 def choose_device(asked: str) -> str:
@@ -212,7 +234,7 @@ def choose_device(asked: str) -> str:
 
 
 def _why_no_cuda() -> str:
-    torch = _import_torch()
+    torch = import_torch()
     if torch.version.cuda is None:
         return "this PyTorch was built without CUDA; install the CUDA build"
     return "" if torch.cuda.is_available() else "PyTorch finds no usable GPU; give the step one"
@@ -253,11 +275,16 @@ def prepare(matrix: np.ndarray, spec: ModelSpec) -> Preparation:
     )
 
 
-class _Network:
-    """The trained part as a module, and the prepared input that it takes."""
+class Network:
+    """The trained part as a module, and the prepared input that it takes.
+
+    Attributes:
+        preparation: what is done to the encoded matrix before.
+        module: the trained part.
+    """
 
     def __init__(self, preparation: Preparation, parameters: NetworkParameters) -> None:
-        torch = _import_torch()
+        torch = import_torch()
         self.preparation = preparation
         torch.manual_seed(parameters.seed)
         layers: list[Any] = []
@@ -283,7 +310,7 @@ class _Network:
 
     def logits(self, rows: "torch.Tensor") -> "torch.Tensor":
         """Log-odds, shape (rows,), for encoded rows."""
-        torch = _import_torch()
+        torch = import_torch()
         preparation = self.preparation
         parts = []
         if preparation.numbers:
@@ -302,16 +329,16 @@ class _Network:
 
     def scores(self, rows: "torch.Tensor") -> np.ndarray:
         """Probabilities, float32, shape (rows,)."""
-        torch = _import_torch()
+        torch = import_torch()
         self.module.eval()
         with torch.no_grad():
             parts = [torch.sigmoid(self.logits(part)).cpu() for part in rows.split(_SCORING_ROWS)]
         return torch.cat(parts).numpy()
 
 
-def _fit(
+def fit(
     session: Session,
-    network: _Network,
+    network: Network,
     parameters: NetworkParameters,
     device: str,
     mixed: bool,
@@ -319,12 +346,24 @@ def _fit(
     labels: np.ndarray,
     held_out: np.ndarray,
     held_out_labels: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Trains to the end, and returns the weights of the best epoch."""
-    torch = _import_torch()
+    team: Alone,
+) -> None:
+    """Trains to the end, and leaves the network on the CPU with the weights of the best epoch.
+
+    Args:
+        session: keeps history and checkpoints.
+        network: what to train.
+        parameters: how.
+        device: ``cpu`` or ``cuda``.
+        mixed: whether to compute in 16 bits.
+        matrix, labels: this node's encoded training rows.
+        held_out, held_out_labels: validation rows; used on the first node alone.
+        team: the nodes that learn together; a batch is divided among them.
+    """
+    torch = import_torch()
     module = network.module
     weight = float(session.plan.parameters["positive_weight"])
-    share = float(labels.mean())
+    share = session.plan.train.positives / session.plan.train.rows
     with torch.no_grad():
         # Starting at the classes' own odds spares the first epochs from learning them.
         module["out"].bias.fill_(math.log(share * weight / (1 - share)))
@@ -336,34 +375,64 @@ def _fit(
     later = torch.from_numpy(held_out).to(device)
     half = torch.bfloat16 if mixed and torch.cuda.is_bf16_supported() else torch.float16
     loss_of = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weight, device=device))
+    batch = -(-parameters.batch_size // team.size)
+    steps = team.steps(len(rows), batch)
     kept = session.arrays
+
+    def judge() -> dict[str, float]:
+        scores = network.scores(later)
+        if not np.isfinite(scores).all():
+            return {CRITERION: math.nan}
+        losses = log_losses(held_out_labels, scores.astype(np.float64))
+        return {CRITERION: average_precision(curve(held_out_labels, scores)), "round_log_loss": float(losses.mean())}
+
     while not session.finished:
         epoch = session.rounds_done
-        torch.manual_seed(parameters.seed * 1_000_003 + epoch)
+        torch.manual_seed((parameters.seed * 1_000_003 + epoch) * team.size + team.rank)
         # Made anew each epoch, so that a resumed training scales its gradients alike.
         scaler = torch.amp.GradScaler(device, enabled=mixed and half == torch.float16)
         module.train()
         order = torch.randperm(len(rows)).to(device)
-        for chosen in order.split(parameters.batch_size):
+        for step in range(steps):
             session.stop_if_asked(lambda kept=kept: kept)  # type: ignore[misc]
+            chosen = order[step * batch : (step + 1) * batch]
             optimizer.zero_grad(set_to_none=True)
+            # A node may have a row less than another, and so none for the last step; it takes part with a weight of 0.
+            some = chosen if len(chosen) else order[:1]
             with torch.autocast(device, dtype=half, enabled=mixed):
-                loss = loss_of(network.logits(rows[chosen]).float(), wanted[chosen])
+                loss = loss_of(network.logits(rows[some]).float(), wanted[some])
             scaler.scale(loss).backward()
+            team.average(module, len(chosen))
             scaler.step(optimizer)
             scaler.update()
-        scores = network.scores(later)
-        if not np.isfinite(scores).all():
+        metrics = team.from_first(judge)
+        if math.isnan(metrics[CRITERION]):
             raise ModelyardError(
                 f"epoch {epoch} gave scores that are no numbers: lower learning_rate, {parameters.learning_rate}"
             )
-        quality = average_precision(curve(held_out_labels, scores))
-        if not epoch or quality > max(session.history[CRITERION]):
+        if not epoch or metrics[CRITERION] > max(session.history[CRITERION]):
             best = _weights(module)
-        metrics = {CRITERION: quality, "round_log_loss": float(log_losses(held_out_labels, scores.astype(np.float64)).mean())}
         kept = _snapshot(module, optimizer, best)
         session.end_round(metrics, lambda kept=kept: kept)  # type: ignore[misc]
-    return best
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
+    module.to("cpu").eval()
+
+
+def write_checked(network: Network, path: Path, spec: ModelSpec, probes: np.ndarray) -> None:
+    """Writes the network as ONNX, and compares what it answers with what the network itself does.
+
+    Args:
+        network: on the CPU.
+        path: file to write.
+        spec: what the model needs.
+        probes: encoded rows to compare on.
+
+    Raises:
+        ParityError: the answers differ.
+    """
+    layers = sum(name.startswith("layers.") and name.endswith(".weight") for name in network.module.state_dict())
+    write_network(path, network.preparation, _weights(network.module), layers, CLIP)
+    _check_parity(network, path, spec, probes)
 
 
 def _weights(module: Any) -> dict[str, np.ndarray]:
@@ -380,7 +449,7 @@ def _snapshot(module: Any, optimizer: Any, best: dict[str, np.ndarray]) -> dict[
 
 def _restore(session: Session, module: Any, optimizer: Any) -> dict[str, np.ndarray]:
     """Loads a snapshot, if there is one, and returns the best weights so far."""
-    torch = _import_torch()
+    torch = import_torch()
     if not session.arrays:
         return {}
     named: dict[str, dict[str, np.ndarray]] = {_NOW: {}, _BEST: {}, _OPTIMIZER: {}}
@@ -396,7 +465,8 @@ def _restore(session: Session, module: Any, optimizer: Any) -> dict[str, np.ndar
     return named[_BEST]
 
 
-def _matrix(rows: LabelledRows, spec: ModelSpec) -> np.ndarray:
+def encoded(rows: LabelledRows, spec: ModelSpec) -> np.ndarray:
+    """All rows as the model's input matrix, float32, shape (rows, features)."""
     matrix = np.empty((rows.rows, len(spec.features)), np.float32)
     start = 0
     for part, _ in rows.matrices(spec):
@@ -405,8 +475,8 @@ def _matrix(rows: LabelledRows, spec: ModelSpec) -> np.ndarray:
     return matrix
 
 
-def _check_parity(network: _Network, path: Path, spec: ModelSpec, rows: np.ndarray) -> None:
-    torch = _import_torch()
+def _check_parity(network: Network, path: Path, spec: ModelSpec, rows: np.ndarray) -> None:
+    torch = import_torch()
     probes = np.vstack([rows, np.full((1, rows.shape[1]), np.nan, np.float32)])
     trained = network.scores(torch.from_numpy(probes))
     exported = open_scorer(path.parent, spec).score_matrix(probes)
@@ -419,9 +489,9 @@ def _check_parity(network: _Network, path: Path, spec: ModelSpec, rows: np.ndarr
 
 
 @contextmanager
-def _reproducible(threads: int, device: str) -> Iterator[None]:
+def reproducible(threads: int, device: str) -> Iterator[None]:
     """Deterministic algorithms on the CPU and a given number of threads, in the block only."""
-    torch = _import_torch()
+    torch = import_torch()
     threads_before, strict_before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if threads:
         torch.set_num_threads(threads)
@@ -434,7 +504,12 @@ def _reproducible(threads: int, device: str) -> Iterator[None]:
         torch.use_deterministic_algorithms(strict_before)
 
 
-def _import_torch() -> Any:
+def import_torch() -> Any:
+    """The ``torch`` module.
+
+    Raises:
+        NotAvailable: it is not installed.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch
