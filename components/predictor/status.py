@@ -9,11 +9,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from modelyard.components import termination
 from modelyard.components.storage.files import write_text
 
 State = Literal["starting", "ready", "failed", "draining"]
-TERMINATION_LOG = Path("/dev/termination-log")
-_TERMINATION_LOG_BYTES = 4096
 
 logger = logging.getLogger("modelyard.predictor")
 
@@ -54,5 +53,5 @@ class StatusFile:
                 "port": self.port,
             }
             write_text(self._path, json.dumps(content) + "\n")
-        if state == "failed" and "KUBERNETES_SERVICE_HOST" in os.environ and os.access(TERMINATION_LOG, os.W_OK):
-            TERMINATION_LOG.write_bytes(reason.encode()[:_TERMINATION_LOG_BYTES])
+        if state == "failed":
+            termination.tell(reason)

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from modelyard.components.predictor import status
+from modelyard.components import termination
 from modelyard.components.predictor.status import StatusFile
 
 
@@ -23,7 +23,7 @@ def test_a_state_is_written_whole(tmp_path):
 def test_in_a_pod_the_reason_is_its_termination_message(tmp_path, monkeypatch, pod, told):
     message = tmp_path / "termination-log"
     message.touch()
-    monkeypatch.setattr(status, "TERMINATION_LOG", message)
+    monkeypatch.setattr(termination, "TERMINATION_LOG", message)
     if pod:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     StatusFile(None).write("starting", "not yet")
