@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,9 @@ from modelyard.components.artifacts.model import GOLDEN_ROWS_FILE, ModelSpec, re
 from modelyard.components.artifacts.xgboost_library import load_xgboost
 from modelyard.components.errors import InvalidInput, VerificationFailed
 from modelyard.components.storage.files import write_text
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 GOLDEN_TOLERANCE = 1e-5
 _FEW_ROWS = 512
@@ -80,17 +83,26 @@ class _XGBoostEngine:
         return np.ctypeslib.as_array(scores, (len(matrix),)).copy()
 
 
+def open_onnx_session(path: Path) -> "onnxruntime.InferenceSession":
+    """ONNX Runtime's session of a network, on the CPU.
+
+    Raises:
+        InvalidInput: the file cannot be read.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as failures
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except (failures.Fail, failures.InvalidGraph, failures.InvalidProtobuf, failures.NotImplemented) as error:
+        raise _unreadable(path, error) from error
+
+
 class _OnnxEngine:
     def __init__(self, path: Path, spec: ModelSpec) -> None:
-        import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as failures
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except (failures.Fail, failures.InvalidGraph, failures.InvalidProtobuf, failures.NotImplemented) as error:
-            raise _unreadable(path, error) from error
+        self._session = open_onnx_session(path)
         self._input = self._session.get_inputs()[0].name
 
     def score(self, matrix: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from modelyard.components.artifacts.model import ModelSpec
-from modelyard.components.artifacts.scoring import GOLDEN_TOLERANCE, read_golden_rows
+from modelyard.components.artifacts.scoring import GOLDEN_TOLERANCE, open_onnx_session, read_golden_rows
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
 from modelyard.components.serving.triton.backends import ONNX, Backend
 
@@ -31,7 +31,7 @@ def check_parity(file: Path, backend: Backend, model_directory: Path, spec: Mode
         NotAvailable: the library that tells is not installed.
     """
     matrix, expected = read_golden_rows(model_directory, spec)
-    found = _by_onnxruntime(file, matrix) if backend is ONNX else _by_treelite(file, matrix)
+    found = _by_onnxruntime(file, matrix) if backend is ONNX else _by_treelite(file, matrix, spec)
     if found.size != len(expected):
         raise InvalidInput(
             "model", str(model_directory), f"Triton gets {found.size} scores for {len(expected)} rows; {_REMEDY}"
@@ -46,11 +46,7 @@ def check_parity(file: Path, backend: Backend, model_directory: Path, spec: Mode
 
 
 def _by_onnxruntime(file: Path, matrix: np.ndarray) -> np.ndarray:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = open_onnx_session(file)
     given = {tensor.name: (tensor.type, _row_shape(tensor.shape)) for tensor in session.get_inputs()}
     got = {tensor.name: (tensor.type, _row_shape(tensor.shape)) for tensor in session.get_outputs()}
     for found, must in (
@@ -69,7 +65,7 @@ def _row_shape(shape: list[int | str | None]) -> tuple[int | str | None, ...] | 
     return tuple(shape[1:]) if shape and not isinstance(shape[0], int) else None
 
 
-def _by_treelite(file: Path, matrix: np.ndarray) -> np.ndarray:
+def _by_treelite(file: Path, matrix: np.ndarray, spec: ModelSpec) -> np.ndarray:
     try:
         import treelite
         from treelite import gtil
@@ -80,8 +76,10 @@ def _by_treelite(file: Path, matrix: np.ndarray) -> np.ndarray:
     try:
         model = treelite.frontend.load_xgboost_model(file, format_choice="ubjson")
     except treelite.TreeliteError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InvalidInput("model", str(file), f"Triton's FIL backend cannot read it ({reason}); {_REMEDY}") from error
+        remedy = (
+            f"Treelite {treelite.__version__}, by which Triton's FIL backend reads models, does not know this kind; {_REMEDY}"
+        )
+        raise InvalidInput("model file", spec.model_file, remedy) from error
     if model.num_feature != matrix.shape[1]:
         raise InvalidInput(
             "model", f"{model.num_feature} features", f"{matrix.shape[1]} are specified beside it; train it again"

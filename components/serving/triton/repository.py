@@ -2,13 +2,13 @@
 
 ::
 
-    <destination>/<model name>/config.pbtxt     backend, tensors, batching; the model card in short as parameter ``modelyard``
-    <destination>/<model name>/features.json    the same: features in order, categories in the order of their codes, threshold
+    <destination>/<model name>/config.pbtxt     backend, tensors, batching; what a client must know as parameter ``modelyard``
+    <destination>/<model name>/features.json    the same to read: features in order, categories in the order of their codes, …
     <destination>/<model name>/1/…              the model's file, byte for byte as it was signed
 
-Triton answers with the score alone. It takes numbers: whoever asks it sends a category as its code, its place in
-``features.json``, and NaN where a value is missing or not among the categories; and decides by the threshold, at or above which
-the decision is 1. ``GET /v2/models/<model name>/config`` gives the same, so that a client needs no access to the files.
+Triton takes numbers and answers with the score alone. Whoever asks it sends a category as its code, which is its place in the
+list (NaN where a value is missing or not in the list), and decides by the threshold: 1 at or above it. The parameter is a part
+of what ``GET /v2/models/<model name>/config`` answers, so that a client needs no access to the files.
 """
 
 import json
