@@ -1,0 +1,216 @@
+"""Where and how a model's predictors run in a cluster: the pipelines' parameter ``serving``, checked.
+
+    >>> parse_placement({"cpu": 2, "memory": "4Gi", "max_replicas": 6, "autoscaler": "hpa"}).max_replicas
+    6
+
+| key | means | default |
+|---|---|---|
+| ``namespace`` | where it is served | the pod's own, or that of the kubeconfig's context |
+| ``mode`` | ``standard`` (Deployments behind the Gateway API) or ``knative`` | as it is served already, else ``standard`` |
+| ``runtime`` | ``predictor``, or ``triton`` | ``predictor`` |
+| ``cpu``, ``memory`` | requests and limits of a replica, such as ``500m`` and ``2Gi`` | KServe's |
+| ``gpus`` | GPUs of a replica (``nvidia.com/gpu``) | 0 |
+| ``min_replicas``, ``max_replicas`` | replicas; a maximum needs an autoscaler | 1, none |
+| ``autoscaler`` | ``none``, ``hpa`` or ``keda``; in Knative mode its own | ``none`` |
+| ``scale_metric`` | ``cpu`` or ``memory``; in Knative mode ``concurrency`` or ``rps`` | ``cpu``; ``concurrency`` |
+| ``scale_target`` | percent of what is requested; in Knative mode requests | 80; Knative's |
+| ``node_selector`` | labels that a node must have | any node |
+| ``tolerations`` | tolerations, as Kubernetes writes them | none |
+| ``spot`` | prefer spot nodes, and tolerate the taints that clouds give them | false |
+| ``service_account`` | whose credentials the model is fetched with | the namespace's default |
+| ``timeout_seconds`` | after which a request is given up | KServe's |
+| ``ready_seconds`` | in which a version must become ready | 900 |
+
+In Standard mode KServe gives a version on trial whatever it leaves out and the version in charge has: a node selector,
+tolerations or a service account can be replaced by a release, but not removed.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from modelyard.components.errors import InvalidInput
+from modelyard.components.serving.kserve.names import RUNTIMES
+
+STANDARD, KNATIVE = "standard", "knative"
+NONE, HPA, KEDA = "none", "hpa", "keda"
+_AUTOSCALERS = {STANDARD: (NONE, HPA, KEDA), KNATIVE: (KNATIVE,)}
+_SCALE_METRICS = {STANDARD: ("cpu", "memory"), KNATIVE: ("concurrency", "rps")}
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_SERVICE_ACCOUNT = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_CPU = re.compile(r"\d+(\.\d+)?|\d+m")
+_MEMORY = re.compile(r"\d+(\.\d+)?([KMGT]i?|k)?")
+_LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+_EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
+_MOST_REPLICAS = 10_000
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how predictors run; see the module. Empty and 0 mean "not given"."""
+
+    namespace: str = ""
+    mode: str = ""
+    runtime: str = "predictor"
+    cpu: str = ""
+    memory: str = ""
+    gpus: int = 0
+    min_replicas: int = 1
+    max_replicas: int = 0
+    autoscaler: str = ""
+    scale_metric: str = ""
+    scale_target: int = 0
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    spot: bool = False
+    service_account: str = ""
+    timeout_seconds: int = 0
+    ready_seconds: int = 900
+
+
+def parse_placement(serving: Mapping[str, Any]) -> Placement:
+    """Checks the parameter ``serving``.
+
+    Args:
+        serving: by the keys that the module lists; one that is empty counts as not given.
+
+    Raises:
+        InvalidInput: a key that there is not, or a value that cannot be used.
+    """
+    known = [entry.name for entry in fields(Placement)]
+    given = {}
+    for key, value in serving.items():
+        if key not in known:
+            raise InvalidInput(f"serving.{key}", value, f"there is no such key; use {', '.join(known)}")
+        if value not in (None, "", [], {}):
+            given[key] = _READERS[key](f"serving.{key}", value)
+    placement = Placement(**given)
+    modes = (placement.mode,) if placement.mode else (STANDARD, KNATIVE)
+    problems = [problem for mode in modes if (problem := scaling_problem(placement, mode))]
+    if len(problems) == len(modes):
+        raise problems[0]
+    return placement
+
+
+def scaling_problem(placement: Placement, mode: str) -> InvalidInput | None:
+    """What is wrong with what a placement says of scaling, in this mode; None if nothing is."""
+    for key, allowed in (("autoscaler", _AUTOSCALERS[mode]), ("scale_metric", _SCALE_METRICS[mode])):
+        value = getattr(placement, key)
+        if value and value not in allowed:
+            return InvalidInput(f"serving.{key}", value, f"in {mode} mode use {_either(allowed)}")
+    if placement.max_replicas and placement.max_replicas < placement.min_replicas:
+        remedy = f"give at least min_replicas, {placement.min_replicas}"
+        return InvalidInput("serving.max_replicas", placement.max_replicas, remedy)
+    if mode == KNATIVE:
+        return None
+    if placement.min_replicas < 1:
+        return InvalidInput("serving.min_replicas", placement.min_replicas, "give at least 1; only Knative starts from none")
+    if placement.autoscaler not in (HPA, KEDA):
+        for key in ("max_replicas", "scale_metric", "scale_target"):
+            if value := getattr(placement, key):
+                return InvalidInput(f"serving.{key}", value, "give serving.autoscaler hpa or keda with it: else nothing scales")
+        return None
+    if not placement.max_replicas:
+        return InvalidInput("serving.max_replicas", 0, f"say how many replicas {placement.autoscaler} may start")
+    if placement.scale_target > 100:
+        return InvalidInput("serving.scale_target", placement.scale_target, "give a percentage, 1 to 100")
+    if placement.scale_metric == "memory" and not placement.scale_target:
+        return InvalidInput("serving.scale_target", 0, "give the percentage of memory at which to scale")
+    return None
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(names)
+
+
+def _one_of(*names: str) -> Any:
+    def read(name: str, value: Any) -> str:
+        if value not in names:
+            raise InvalidInput(name, value, f"use {_either(names)}")
+        return str(value)
+
+    return read
+
+
+def _text(pattern: re.Pattern[str], remedy: str) -> Any:
+    def read(name: str, value: Any) -> str:
+        # A pipeline hands numbers over as floats.
+        text = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+        if not isinstance(text, str) or not pattern.fullmatch(text):
+            raise InvalidInput(name, value, remedy)
+        return text
+
+    return read
+
+
+def _whole(low: int, high: int) -> Any:
+    def read(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or not low <= value <= high:
+            raise InvalidInput(name, value, f"give a whole number from {low} to {high}")
+        return int(value)
+
+    return read
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInput(name, value, "give true or false")
+    return value
+
+
+def _labels(name: str, value: Any) -> dict[str, str]:
+    remedy = "give a map of node labels, from key to value"
+    if not isinstance(value, Mapping):
+        raise InvalidInput(name, value, remedy)
+    for key, entry in value.items():
+        texts = isinstance(key, str) and isinstance(entry, str)
+        if not (texts and _LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(entry)):
+            raise InvalidInput(name, {key: entry}, remedy)
+    return dict(value)
+
+
+def _tolerations(name: str, value: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidInput(name, value, "give a list of tolerations, each with key, operator, value and effect")
+    return tuple(_toleration(name, entry) for entry in value)
+
+
+def _toleration(name: str, entry: Any) -> dict[str, Any]:
+    keys = ("key", "operator", "value", "effect", "tolerationSeconds")
+    if not isinstance(entry, Mapping) or not entry or not set(entry) <= set(keys):
+        raise InvalidInput(name, entry, f"give each toleration by {', '.join(keys)}")
+    key, value = entry.get("key", ""), entry.get("value", "")
+    operator, effect = entry.get("operator", "Equal"), entry.get("effect", "")
+    if not isinstance(key, str) or not isinstance(value, str) or operator not in ("Equal", "Exists") or effect not in _EFFECTS:
+        raise InvalidInput(name, entry, f"use operator Equal or Exists and an effect of {', '.join(_EFFECTS[1:])}")
+    if operator == "Exists" and value:
+        raise InvalidInput(name, entry, "a toleration with operator Exists has no value")
+    if operator == "Equal" and not key:
+        raise InvalidInput(name, entry, "a toleration without a key needs the operator Exists")
+    read = dict(entry)
+    if "tolerationSeconds" in entry:
+        read["tolerationSeconds"] = _whole(0, 10**9)(f"{name}.tolerationSeconds", entry["tolerationSeconds"])
+    return read
+
+
+_READERS: dict[str, Any] = {
+    "namespace": _text(_NAMESPACE, "give the name of a namespace"),
+    "mode": _one_of(STANDARD, KNATIVE),
+    "runtime": _one_of(*RUNTIMES),
+    "cpu": _text(_CPU, "give cores, such as 2 or 500m"),
+    "memory": _text(_MEMORY, "give an amount of memory, such as 2Gi"),
+    "gpus": _whole(0, 64),
+    "min_replicas": _whole(0, _MOST_REPLICAS),
+    "max_replicas": _whole(0, _MOST_REPLICAS),
+    "autoscaler": _one_of(NONE, HPA, KEDA, KNATIVE),
+    "scale_metric": _one_of("cpu", "memory", "concurrency", "rps"),
+    "scale_target": _whole(1, 1_000_000),
+    "node_selector": _labels,
+    "tolerations": _tolerations,
+    "spot": _flag,
+    "service_account": _text(_SERVICE_ACCOUNT, "give the name of a service account"),
+    "timeout_seconds": _whole(1, 86_400),
+    "ready_seconds": _whole(1, 86_400),
+}
