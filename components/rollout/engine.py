@@ -9,6 +9,7 @@ before the next one, so a rollout that was killed goes on where it stood: same e
 | every step lasted its time, saw its requests, and no test failed | pass | champion in the registry, then all the traffic |
 | a test or the floor decides against the canary | fail | traffic back at once, then sent back in the registry |
 | a step did not see its requests by its deadline | inconclusive | traffic back; it stays the challenger and may try again |
+| it was not ready in time, though nothing speaks against it | inconclusive | the same |
 | somebody else changed what is served | inconclusive | the canary is taken away if it is still there |
 
 Without a version in charge there is nothing to compare with: the first version gets all the traffic at once, and only the
@@ -77,7 +78,7 @@ class Rollout:
         clock: seconds that only grow.
         now: seconds since 1970.
         sleep: waits for a number of seconds.
-        replay: says what is wrong with an arm's answers to the golden rows, given its URL, the model's name and directory.
+        replay: says what is wrong with an arm's answers to the golden rows, given the model's name and directory.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Rollout:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
-        replay: Callable[[str, str, Path], str] = golden_fault,
+        replay: Callable[[Arm, str, Path], str] = golden_fault,
     ) -> None:
         self._target, self._name, self._view, self._plan, self._notes = target, model_name, view, plan, notes
         self._clock, self._now, self._sleep, self._replay = clock, now, sleep, replay
@@ -237,10 +238,11 @@ class Rollout:
             return
         if state.stable is not None and (in_charge is None or in_charge.digest != state.stable.model.digest):
             called = f"version {in_charge.version}" if in_charge else "no version"
-            way_on = f"serve that first, with: modelyard serve {self._name}" if in_charge else "promote one with promote_model"
+            version = in_charge.version if in_charge else state.stable.model.version
+            way_on = f"put version {version} in charge first, with: modelyard promote {self._name} --version {version}"
             raise TargetChanged(
                 f"version {state.stable.model.version} of {self._name!r} is served, but the registry's champion is {called}: "
-                f"{way_on}"
+                + way_on
             )
         canary = state.canary
         if canary is not None and (canary.model.digest != self._candidate.digest or canary.share or canary.mirrored):
@@ -276,12 +278,14 @@ class Rollout:
             arm = self._target.state(self._name).canary
             if not _serves(arm, self._candidate.digest):
                 raise
-            raise _Decided(FAIL, f"version {self._candidate.version} did not become ready in time: {error}") from error
+            # That may be the version's doing, or that of a cluster without a place for it: it may be tried again.
+            reason = f"version {self._candidate.version} did not become ready in time: {error}"
+            raise _Decided(INCONCLUSIVE, reason) from error
         if arm is None:
             raise _Decided(INCONCLUSIVE, "the canary was taken away while it was starting")
         if not arm.ready:
             raise _Decided(FAIL, f"version {self._candidate.version} did not become ready: {arm.reason or 'no reason given'}")
-        if fault := self._replay(arm.url, self._name, self._view.candidate.directory):
+        if fault := self._replay(arm, self._name, self._view.candidate.directory):
             raise _Decided(FAIL, fault)
         self._begin_counts(self._target.counts(self._name))
         self._event("The canary is ready and answers the golden rows as it must.")
@@ -299,7 +303,7 @@ class Rollout:
         arm = self._start_arm(champion.model)
         fault = "it was taken away while it was starting" if arm is None else arm.reason or "it is not ready"
         if arm is not None and arm.ready:
-            fault = self._replay(arm.url, self._name, champion.directory)
+            fault = self._replay(arm, self._name, champion.directory)
         if arm is None or not arm.ready or fault:
             if arm is not None:
                 self._target.roll_back(self._name)
@@ -308,7 +312,19 @@ class Rollout:
 
     def _start_arm(self, model: ServedModel) -> Arm | None:
         """The arm once it is ready or has failed; None if it was taken away. One that has just died may be on its way back."""
-        self._target.start_canary(self._name, model)
+        began = self._clock()
+        while True:
+            try:
+                self._target.start_canary(self._name, model)
+                break
+            except NotAvailable:
+                arm = self._target.state(self._name).canary
+                if _serves(arm, model.digest) and arm is not None and (arm.ready or arm.failed):
+                    break
+                # A verb that waited in vain has taken longer than that; a server that was away for a moment has not.
+                if self._clock() - began >= self._plan.limits.ready_grace_seconds:
+                    raise
+                self._sleep(self._plan.look_seconds)
         waited = 0.0
         while True:
             arm = self._target.state(self._name).canary

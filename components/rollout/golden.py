@@ -1,6 +1,7 @@
 """Asks an arm for the scores of the model's golden rows, by its own address, before it gets any traffic.
 
-The predictor replays them too, before it says that it is ready. This is the other end: the answers as a client gets them.
+Our predictor replays them too, before it says that it is ready; Triton does not. This is the other end: the answers as a client
+gets them.
 """
 
 import http.client
@@ -14,41 +15,51 @@ from urllib.parse import urlsplit
 
 from modelyard.components.artifacts.model import GOLDEN_ROWS_FILE, Feature, read_spec
 from modelyard.components.artifacts.scoring import GOLDEN_TOLERANCE
-from modelyard.components.errors import NotAvailable
+from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.serving.target import TRITON, Arm
 
 _TIMEOUT_SECONDS = 30
 # A predictor that was killed at this very moment is back by then.
 _ATTEMPTS, _PAUSE_SECONDS = 6, 2.0
 
 
-def golden_fault(url: str, model_name: str, directory: Path, sleep: Callable[[float], None] = time.sleep) -> str:
+def golden_fault(arm: Arm, model_name: str, directory: Path, sleep: Callable[[float], None] = time.sleep) -> str:
     """What is wrong with an arm's answers to the golden rows; empty if they are as they must be.
 
     Args:
-        url: base URL that leads to the arm alone.
+        arm: what is asked, by its own address: http:// or https://, with a path if one leads to it.
         model_name: the served model.
         directory: the model's verified directory.
         sleep: waits for a number of seconds before an attempt is repeated.
     """
     golden = json.loads((directory / GOLDEN_ROWS_FILE).read_text(encoding="utf-8"))
-    body = json.dumps(
-        {
-            "inputs": [
-                _tensor(feature, [row[position] for row in golden["rows"]])
-                for position, feature in enumerate(read_spec(directory).features)
-            ],
-            "outputs": [{"name": "probability"}],
-        }
-    )
+    if arm.layout == TRITON:
+        from modelyard.components.serving.triton.protocol import read_scores, triton_request
+
+        path, body = triton_request(model_name, directory, golden["rows"])
+    else:
+        path, body, read_scores = f"/v2/models/{model_name}/infer", _request(golden["rows"], directory), _probabilities
     fault = ""
     for attempt in range(_ATTEMPTS):
         if attempt:
             sleep(_PAUSE_SECONDS)
         try:
-            return _compare(_ask(url, f"/v2/models/{model_name}/infer", body), golden["scores"])
+            answer = _ask(arm.url, path, body)
         except NotAvailable as error:
             fault = f"the golden rows got no answer: {error}"
+            continue
+        try:
+            return _compare(read_scores(answer), golden["scores"])
+        except InvalidInput:
+            return "the golden rows got an answer without probabilities"
     return fault
+
+
+def _request(rows: list[list[float | None]], directory: Path) -> str:
+    """The rows as our predictor is asked for scores."""
+    features = enumerate(read_spec(directory).features)
+    tensors = [_tensor(feature, [row[position] for row in rows]) for position, feature in features]
+    return json.dumps({"inputs": tensors, "outputs": [{"name": "probability"}]})
 
 
 def _tensor(feature: Feature, values: list[float | None]) -> dict[str, Any]:
@@ -62,9 +73,10 @@ def _tensor(feature: Feature, values: list[float | None]) -> dict[str, Any]:
 
 def _ask(url: str, path: str, body: str) -> Any:
     place = urlsplit(url)
-    if place.scheme != "http" or not place.hostname:
-        raise NotAvailable(f"the target gives {url!r} as the arm's address, which is no http:// URL")
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=_TIMEOUT_SECONDS)
+    if place.scheme not in ("http", "https") or not place.hostname:
+        raise NotAvailable(f"the target gives {url!r} as the arm's address, which is no http:// or https:// URL")
+    connect = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
+    connection = connect(place.hostname, place.port, timeout=_TIMEOUT_SECONDS)
     try:
         # It is no client's request: the predictor neither logs nor counts what carries this header.
         headers = {"Content-Type": "application/json", "x-modelyard-check": "golden"}
@@ -80,12 +92,15 @@ def _ask(url: str, path: str, body: str) -> Any:
         connection.close()
 
 
-def _compare(answer: Any, expected: list[float]) -> str:
+def _probabilities(answer: Any) -> list[float]:
     try:
         found = next(output["data"] for output in answer["outputs"] if output["name"] == "probability")
-        scores = [float(score) for score in found]
-    except (StopIteration, KeyError, TypeError, ValueError):
-        return "the golden rows got an answer without probabilities"
+        return [float(score) for score in found]
+    except (StopIteration, KeyError, TypeError, ValueError) as error:
+        raise InvalidInput("answer", answer, "it must have one output named probability") from error
+
+
+def _compare(scores: list[float], expected: list[float]) -> str:
     if len(scores) != len(expected):
         return f"{len(expected)} golden rows got {len(scores)} scores"
     for row, (score, must) in enumerate(zip(scores, expected)):

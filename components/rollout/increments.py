@@ -36,11 +36,11 @@ class Increment:
 
 
 def increment(before: Counts | None, now: Counts | None) -> Increment:
-    """What happened from ``before`` to ``now``; nothing if either is not known.
+    """What happened from ``before`` to ``now``; nothing if either is not known, or both count since different moments.
 
     Requests, latencies and scores may be counted in different places, which start again each by itself.
     """
-    if before is None or now is None:
+    if before is None or now is None or before.origin != now.origin:
         return Increment()
     (answered, rejected, failed), first = _grown(
         (before.answered, before.rejected, before.failed), (now.answered, now.rejected, now.failed)

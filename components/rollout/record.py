@@ -10,17 +10,19 @@ One record a model, JSON, written whole at each look::
      "pending": [{…}],                       changes of the registry that could not be made yet
      "revision": …}                          how often it was written
 
-A holder renews its claim with each write, and finds out in the same moment if somebody took it over. Nobody's write undoes
+A holder renews its claim with each write, and while it waits in a verb (``kept_alive``); by its own next write it finds out if
+somebody took it over. Nobody's write undoes
 another's: whoever finds that the record was written since it was read reads it again (``change``).
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelyard.components.errors import InvalidInput
+from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.rollout.increments import Increment
 from modelyard.components.serving.target import Counts, RecordChanged, ServedModel, ServingTarget, TargetChanged
 from modelyard.components.storage.locks import is_locked
@@ -259,7 +261,7 @@ class Notes:
         target: where it is kept.
         model_name: whose it is.
         token: unique to this rollout's process.
-        lease_seconds: how long after its last write a holder is taken for dead.
+        lease_seconds: how long after its last sign of life a holder is taken for dead.
         now: the time in seconds since 1970.
     """
 
@@ -292,6 +294,31 @@ class Notes:
                     f"If it was killed, try again in {self._lease:.0f} s"
                 )
         return change(self._target, self._model_name, self._hold).rollout
+
+    @contextmanager
+    def kept_alive(self) -> Iterator[None]:
+        """Renews the claim from another thread, for a verb may take minutes on a cluster."""
+        done = threading.Event()
+        renewal = threading.Thread(target=self._renew_until, args=(done,), name="renewal of the claim", daemon=True)
+        renewal.start()
+        try:
+            yield
+        finally:
+            done.set()
+            renewal.join()
+
+    def _renew_until(self, done: threading.Event) -> None:
+        def renew(record: Record) -> None:
+            self._check(record)
+            self._hold(record)
+
+        while not done.wait(self._lease / 3):
+            try:
+                change(self._target, self._model_name, renew)
+            except TakenOver:
+                return
+            except NotAvailable:
+                continue
 
     def kept(self) -> Progress | None:
         """The progress as it was kept last.

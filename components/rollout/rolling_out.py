@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from modelyard.components import settings
 from modelyard.components.artifacts.names import check_model_name
-from modelyard.components.errors import ModelyardError, NotAvailable, VerificationFailed
+from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable, VerificationFailed
 from modelyard.components.rollout.engine import Rollout
 from modelyard.components.rollout.plan import WITHOUT_TRAFFIC, Plan, parse_plan
 from modelyard.components.rollout.record import NO_SHARE, PROMOTING, Notes, Progress, TakenOver, is_held, lock_path
@@ -30,6 +30,7 @@ from modelyard.components.storage.locks import exclusive_lock
 
 _LONGEST_TAG = 5000
 _LOOKED_AT_SECONDS = 0.1
+_LEASE_SECONDS = 90.0
 # A pod that lost its node has to be given another one, and to fetch its model there.
 _CLUSTER_GRACE_SECONDS = 300.0
 
@@ -141,8 +142,9 @@ def run_rollout(
         sleep: waits for a number of seconds.
         details: further arguments of ``Rollout``.
     """
-    lease = 3 * plan.look_seconds + plan.limits.ready_grace_seconds + 30
-    notes = Notes(target, model_name, token=secrets.token_hex(8), lease_seconds=lease, now=now)
+    if plan.shadow_seconds and not target.mirrors:
+        raise InvalidInput("shadow_seconds", plan.shadow_seconds, "the target cannot copy traffic: give 0")
+    notes = Notes(target, model_name, token=secrets.token_hex(8), lease_seconds=_LEASE_SECONDS, now=now)
     with _told_to_stop(model_name), _alone(model_name) if on_this_machine else nullcontext():
         earlier = notes.claim(sleep, alone=on_this_machine)
         model = ServedModel(version, digest, uri)
@@ -150,26 +152,27 @@ def run_rollout(
         def rollout(view: RegistryView) -> Rollout:
             return Rollout(target, model_name, view, plan, notes, now=now, sleep=sleep, **details)
 
-        try:
-            for change in finish_pending(target, model_name):
-                print(f"Registry, left from before: {change}.")
-            with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
-                view = look_up(model_name, version, digest, uri, folder)
-                return rollout(view).run(earlier)
-        except CandidateRefused as error:
-            return rollout(RegistryView(Released(model, Path()), None, "", "")).refuse(earlier, error)
-        except VerificationFailed:
-            # With a champion that nobody can vouch for there is nothing to compare with.
-            canary = target.state(model_name).canary
-            if earlier is not None and canary is not None and canary.model.digest == earlier.digest == digest:
-                target.roll_back(model_name)
-            raise
-        except Cancelled as cancelled:
-            raise Cancelled(f"{cancelled}: {_hold(target, model_name, notes, digest, now)}") from cancelled
-        finally:
-            # A target that cannot be reached forgets the claim by itself.
-            with suppress(NotAvailable):
-                notes.release()
+        with notes.kept_alive():
+            try:
+                for change in finish_pending(target, model_name):
+                    print(f"Registry, left from before: {change}.")
+                with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
+                    view = look_up(model_name, version, digest, uri, folder)
+                    return rollout(view).run(earlier)
+            except CandidateRefused as error:
+                return rollout(RegistryView(Released(model, Path()), None, "", "")).refuse(earlier, error)
+            except VerificationFailed:
+                # With a champion that nobody can vouch for there is nothing to compare with.
+                canary = target.state(model_name).canary
+                if earlier is not None and canary is not None and canary.model.digest == earlier.digest == digest:
+                    target.roll_back(model_name)
+                raise
+            except Cancelled as cancelled:
+                raise Cancelled(f"{cancelled}: {_hold(target, model_name, notes, digest, now)}") from cancelled
+            finally:
+                # A target that cannot be reached forgets the claim by itself.
+                with suppress(NotAvailable):
+                    notes.release()
 
 
 def _hold(target: ServingTarget, model_name: str, notes: Notes, digest: str, now: Callable[[], float]) -> str:

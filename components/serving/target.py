@@ -13,6 +13,9 @@ from typing import Any, Protocol
 from modelyard.components.errors import ModelyardError
 from modelyard.components.serving.buckets import LATENCY_EDGES, SCORE_EDGES
 
+# How an arm is asked for scores: as our own predictor takes rows, or as NVIDIA's Triton does.
+PREDICTOR, TRITON = "modelyard", "triton"
+
 
 class TargetChanged(ModelyardError):
     """Somebody else changed what is served meanwhile; the message says what was found."""
@@ -49,6 +52,7 @@ class Arm:
         reason: why it is not ready; empty if it is.
         url: base URL that leads to this arm alone.
         mirrored: whether it gets a copy of the live traffic, its answers thrown away.
+        layout: how it is asked for scores, ``PREDICTOR`` or ``TRITON``.
     """
 
     model: ServedModel
@@ -58,6 +62,7 @@ class Arm:
     reason: str = ""
     url: str = ""
     mirrored: bool = False
+    layout: str = PREDICTOR
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ class ArmCounts:
 
 class ServingTarget(Protocol):
     """The verbs. All raise ``NotAvailable`` if the target cannot be reached or does not obey in time.
+
+    The record can be read and written while another thread waits in a verb.
 
     Attributes:
         mirrors: whether a canary can be given a copy of the traffic.

@@ -95,6 +95,8 @@ class SimulatedTarget:
         seed: of the traffic.
     """
 
+    mirrors = True
+
     def __init__(
         self, time: SimulatedTime, *, rate: float = 50.0, behaviour: dict[str, Behaviour] | None = None, seed: int = 0
     ) -> None:
@@ -179,9 +181,9 @@ class SimulatedTarget:
         """Puts a version in charge, as ``modelyard serve`` does."""
         self.stable, self.canary = self._start(model), None
 
-    def answer_golden_rows(self, url: str, model_name: str, directory: Path) -> str:
+    def answer_golden_rows(self, arm: Arm, model_name: str, directory: Path) -> str:
         """Stands for the arm's own answers to the golden rows."""
-        return self._behaves(url.rpartition("/")[2]).golden_fault
+        return self._behaves(arm.model.version).golden_fault
 
     def kill(self, call: int, *, before: bool) -> None:
         """Kills the rollout at the call of this number from now, before or after it does its work; it stays dead."""

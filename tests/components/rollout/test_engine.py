@@ -277,7 +277,7 @@ def test_a_champion_that_is_not_served_yet_is_started(trial):
 
 def test_another_version_in_charge_than_the_champion_is_refused_with_a_way_on(trial):
     at = trial(serving="2")
-    with pytest.raises(TargetChanged, match="modelyard serve fraud"):
+    with pytest.raises(TargetChanged, match="modelyard promote fraud --version 1"):
         at.run()
     assert (at.in_charge, at.target.canary) == ("2", None)
 
@@ -285,7 +285,7 @@ def test_another_version_in_charge_than_the_champion_is_refused_with_a_way_on(tr
 def test_a_version_in_charge_without_a_champion_is_promoted_only_if_it_is_the_one_asked_for(trial):
     without_champion()
     at = trial()
-    with pytest.raises(TargetChanged, match="promote_model"):
+    with pytest.raises(TargetChanged, match="modelyard promote fraud --version 1"):
         at.run("3")
     assert at.run("1").decision == "pass"
     assert (at.in_charge, named()["champion"]) == ("1", "1")

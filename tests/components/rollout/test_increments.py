@@ -27,3 +27,8 @@ def test_counts_that_fell_count_from_zero_and_the_others_go_on():
 
 def test_what_could_not_be_read_adds_nothing():
     assert increment(None, counts()) == increment(counts(), None) == Increment()
+
+
+def test_counts_since_different_moments_have_nothing_between_them():
+    assert increment(counts(origin="a"), counts(answered=15, origin="b")) == Increment()
+    assert increment(counts(origin="a"), counts(answered=15, origin="a")).answered == 5

@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -6,7 +8,7 @@ import pytest
 from modelyard.components.errors import InvalidInput
 from modelyard.components.rollout import record
 from modelyard.components.rollout.increments import Increment
-from modelyard.components.rollout.record import CANARY, MOST_POINTS, STABLE, Notes, Progress, Record, point_of
+from modelyard.components.rollout.record import CANARY, MOST_POINTS, STABLE, Notes, Progress, Record, TakenOver, point_of
 from modelyard.components.serving.target import Counts, TargetChanged
 from tests.support.simulated_target import SimulatedTarget, SimulatedTime
 
@@ -55,6 +57,47 @@ def test_a_holder_that_is_alive_keeps_others_out(target):
     with pytest.raises(TargetChanged, match="another rollout of 'fraud' is under way"):
         notes(target, "second").claim(first_looks)
     first.write(progress())
+
+
+def renewed(target: SimulatedTarget, since: int) -> None:
+    """Returns once the record was written again."""
+    while record.read(target, "fraud").revision <= since:
+        time.sleep(0.005)
+
+
+def test_a_holder_that_waits_for_minutes_is_alive(target):
+    first = Notes(target, "fraud", token="first", lease_seconds=0.03, now=target.time)
+    first.claim(target.time.sleep)
+    with first.kept_alive():
+        target.time.sleep(600)
+        renewed(target, record.read(target, "fraud").revision)
+        assert record.read(target, "fraud").holder == {"token": "first", "until": target.time() + 0.03}
+    first.write(progress())
+
+
+def test_a_target_that_was_away_for_a_moment_is_told_then(target):
+    first = Notes(target, "fraud", token="first", lease_seconds=0.03, now=target.time)
+    first.claim(target.time.sleep)
+    target.unreachable = {"read_record"}
+    with first.kept_alive():
+        calls = len(target.calls)
+        while len(target.calls) < calls + 2:
+            time.sleep(0.005)
+        target.unreachable = set()
+        renewed(target, record.read(target, "fraud").revision)
+
+
+def test_a_claim_that_was_taken_over_is_not_renewed_and_the_next_write_says_so(target):
+    first = Notes(target, "fraud", token="first", lease_seconds=0.03, now=target.time)
+    first.claim(target.time.sleep)
+    with first.kept_alive():
+        second = notes(target, "second")
+        second.claim(target.time.sleep, alone=True)
+        while any(thread.name == "renewal of the claim" for thread in threading.enumerate()):
+            time.sleep(0.005)
+        with pytest.raises(TakenOver):
+            first.write(progress())
+    assert record.read(target, "fraud").holder["token"] == "second"
 
 
 def test_a_holder_that_is_dead_is_waited_for_and_followed(target):
