@@ -1,7 +1,7 @@
 """The API server itself: kmock's HTTP server and discovery, with the semantics that a target leans on put on top.
 
-kmock 0.8 keeps objects as plain JSON: it has no resource versions, no server-side apply, no status apart and no checks. So what it
-parses of a request is answered from ``Store`` here.
+kmock 0.8 keeps objects as plain JSON: it has no resource versions, no server-side apply, no status apart and no checks. So what
+it parses of a request is answered from ``Store`` here.
 """
 
 import asyncio
@@ -108,7 +108,7 @@ class Api:
 
     async def answer(self, request: kmock.Request, discover: Callable[..., Any]) -> aiohttp.web.StreamResponse:
         """Answers a request."""
-        raw, method, path = request._raw_request, request.method.value.upper(), request.url.path_qs
+        method, path = request.method.value.upper(), request.url.path_qs
         cut, refused = False, None
         with self._cluster.lock:
             met = [meeting for meeting in self._meetings if meeting.concerns(method, path)]

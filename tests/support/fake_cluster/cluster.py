@@ -1,9 +1,9 @@
 """A Kubernetes API with KServe in it, over real HTTP, for tests of what talks to one.
 
-``with FakeCluster(tmp_path) as cluster`` starts it; ``cluster.kubeconfig`` is the file that leads to it. Its controllers replay what
-KServe and Knative do, in small steps, by themselves: each step is over before the next request is answered, and its order is
-always the same. A test looks at objects (``get``, ``all``), at where the traffic goes (``traffic``, ``history``), plays another user
-(``edit``), and says what goes wrong: with the API (``fail``, ``drop``, ``delay``), with the pods of a version (``trouble``).
+``with FakeCluster(tmp_path) as cluster`` starts it; ``cluster.kubeconfig`` is the file that leads to it. Its controllers replay
+what KServe and Knative do, in small steps, by themselves: each step is over before the next request is answered, and their order
+is always the same. A test looks at objects (``get``, ``all``), at where the traffic goes (``traffic``, ``history``), plays another
+user (``edit``), and says what goes wrong: with the API (``fail``, ``drop``, ``delay``), with a version's pods (``trouble``).
 """
 
 import asyncio
@@ -243,7 +243,7 @@ class FakeCluster:
                     time.sleep(self._step_seconds)
                 else:
                     self._round()
-        except Exception as error:  # It belongs to the test, which gets it when the cluster is left.
+        except Exception as error:  # noqa: BLE001 (the test gets it when the cluster is left)
             self._failure = error
 
     def _round(self) -> None:

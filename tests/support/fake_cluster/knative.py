@@ -1,7 +1,7 @@
 """KServe's controller in Knative mode, and Knative's own: revisions, the traffic between them, the status.
 
-KServe writes the Knative service of an InferenceService and reads back which revision was created, is ready, was rolled out, by the
-rules of its ``PropagateStatus``. Knative makes a revision of each new pod template, and splits the traffic as it was told.
+KServe writes the Knative service of an InferenceService and reads back which revision was created, is ready, was rolled out, by
+the rules of its ``PropagateStatus``. Knative makes a revision of each new pod template, and splits the traffic as it was told.
 """
 
 import copy
@@ -122,8 +122,7 @@ class KnativeController:
                     component["latestRolledoutRevision"] = ready
             elif ready == created and target.get("percent", 0) < 100 and routed[ready] == 100:
                 # What was rolled out is taken back.
-                if component.get("previousRolledoutRevision"):
-                    component["latestRolledoutRevision"] = component["previousRolledoutRevision"]
+                component["latestRolledoutRevision"] = component.get("previousRolledoutRevision") or ready
         component["latestCreatedRevision"], component["latestReadyRevision"] = created, ready
         component["traffic"] = copy.deepcopy(knative.get("traffic", []))
         for name in [name for name in component if component[name] in ("", [])]:

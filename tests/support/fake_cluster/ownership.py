@@ -1,7 +1,7 @@
 """Who owns which field of an object: field sets, and the merge and the conflicts of server-side apply.
 
-A field set is a set of paths; a path is a tuple of the elements of ``fieldsV1``: ``f:name`` for a field, ``k:{…}`` for the item of
-a list that has keys, ``v:…`` for an item of a set. Lists are atomic unless the schema says otherwise.
+A field set is a set of paths; a path is a tuple of the elements of ``fieldsV1``: ``f:name`` for a field, ``k:{…}`` for the item
+of a list that has keys, ``v:…`` for an item of a set. Lists are atomic unless the schema says otherwise.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """What KServe's custom resource definitions say of an object: checks it as an API server does, unknown fields rejected.
 
-The definitions are not part of this repository: ``MODELYARD_KSERVE_CRDS`` names the folder that holds them, else they are looked
-for beside it. Without them the fake cluster still works, and takes any field.
+The definitions are not part of this repository: ``MODELYARD_KSERVE_CRDS`` names the folder that holds them, else they are
+looked for beside it. Without them the fake cluster still works, and takes any field.
 """
 
 import functools

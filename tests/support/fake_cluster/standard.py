@@ -1,7 +1,7 @@
 """KServe's controller in Standard mode, with the Gateway API: Deployments, Services, the HTTPRoutes' weights, the status.
 
-One pass over a service goes as KServe's does, and in its order: canaries, what is orphaned, the stable predictor; then the routes;
-then the status. Between these, the API shows what stands half done, as it does in a cluster.
+One pass over a service goes as KServe's does, and in its order: canaries, what is orphaned, the stable predictor; then the
+routes; then the status. Between these, the API shows what stands half done, as it does in a cluster.
 """
 
 import copy

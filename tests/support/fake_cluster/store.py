@@ -316,6 +316,6 @@ def _changed_meanwhile(resource: Resource, name: str) -> ApiError:
     return ApiError(
         409,
         "Conflict",
-        f'Operation cannot be fulfilled on {qualified} "{name}": the object has been modified; please apply your changes to the '
-        "latest version and try again",
+        f'Operation cannot be fulfilled on {qualified} "{name}": the object has been modified; '
+        "please apply your changes to the latest version and try again",
     )
