@@ -1,7 +1,7 @@
 """What a serving pod asks its initializer for.
 
 The variables come from the annotations of the InferenceService's predictor, by way of the pod's own (see
-``manifests/components/serving/storage_container.yaml``).
+``manifests/components/serving/storage-container.yaml``).
 
 | variable | annotation | means |
 |---|---|---|

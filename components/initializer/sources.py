@@ -65,10 +65,7 @@ def _registered(source: str, name: str, version: str, alias: str, *, asked: Aske
     registry = client()
     try:
         with reachable():
-            if alias:
-                found = registry.get_model_version_by_alias(name, alias)
-            else:
-                found = registry.get_model_version(name, version)
+            found = registry.get_model_version_by_alias(name, alias) if alias else registry.get_model_version(name, version)
             place = registry.get_model_version_download_uri(name, found.version)
     except MlflowException as error:
         raise InvalidInput("source", source, "MLflow's registry has no such version; correct the name") from error
