@@ -10,6 +10,7 @@ needs and does not find, it says itself. Mounted files are in ``KEYS_FOLDER``.
 | Secret | ``modelyard-signing`` | ``signing.pem``, ``signing.pub`` or ``MODELYARD_PKCS11_URI``, for ``sign_model`` alone |
 | Secret | ``modelyard-storage`` | ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``; not needed with workload identity |
 | Secret | ``modelyard-mlflow`` | ``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD`` |
+| Secret | ``modelyard-prometheus`` | ``MODELYARD_PROMETHEUS_TOKEN``, for a Prometheus that asks who is there |
 | Secret | ``modelyard-wandb`` | ``WANDB_API_KEY`` |
 """
 
@@ -21,6 +22,9 @@ CONFIGURATION = (
     "MODELYARD_MODEL_STORE",
     "AWS_ENDPOINT_URL",
     "AWS_DEFAULT_REGION",
+    # Where a rollout on KServe reads what both versions did.
+    "MODELYARD_PROMETHEUS_URL",
+    "MODELYARD_METRICS_SOURCE",
     # How models are signed and whose signatures count, where that is not an EC key: see modelyard.components.signing.
     "MODELYARD_SIGNING_CERTIFICATE",
     "MODELYARD_PKCS11_MODULES",
@@ -69,6 +73,12 @@ def with_signing_key(task: dsl.PipelineTask) -> dsl.PipelineTask:
 def with_verification_key(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Mounts the public key that models are verified with."""
     return kubernetes.use_config_map_as_volume(task, "modelyard-verification", KEYS_FOLDER, optional=True)
+
+
+def with_prometheus_token(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Passes the token for Prometheus to a step that watches live traffic."""
+    _secret_as_environment(task, "modelyard-prometheus", "MODELYARD_PROMETHEUS_TOKEN")
+    return task
 
 
 def with_wandb_key(task: dsl.PipelineTask) -> dsl.PipelineTask:

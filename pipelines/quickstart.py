@@ -26,6 +26,7 @@ def quickstart(
     training_parameters: dict = {},
     gates: dict = {},
     target: str = "registry",
+    serving: dict = {},
     rollout_steps: list = [5, 25, 50, 100],
     bake_seconds: float = 10.0,
     min_samples: int = 100,
@@ -51,8 +52,9 @@ def quickstart(
         device: auto, cpu or cuda; cuda gets the training step one GPU, and it fails without one.
         training_parameters: Parameters of the trainer by name.
         gates: Gates of the evaluation; empty for the defaults.
-        target: registry makes an accepted model the champion at once and serves it nowhere; local rolls it out on this machine,
-            which needs live traffic from the second model on; none leaves it the challenger.
+        target: registry makes an accepted model the champion at once and serves it nowhere; kserve rolls it out on KServe,
+            local on this machine, and both need live traffic from the second model on; none leaves it the challenger.
+        serving: How it is served on KServe; see release.
         rollout_steps: Percentages of the live traffic that it gets, one after another.
         bake_seconds: Seconds that every step takes at least.
         min_samples: Requests that it must have got in every step; without them it never passes.
@@ -98,6 +100,7 @@ def quickstart(
         limits="Simulated transactions after Le Borgne et al. (2022); not for real payments.",
         oversight="None needed: nothing acts on its scores.",
         target=target,
+        serving=serving,
         rollout_steps=rollout_steps,
         bake_seconds=bake_seconds,
         min_samples=min_samples,

@@ -2,7 +2,7 @@
 
 ::
 
-    check_release ─ fetch_features ─ split_dataset ─ train_xgboost | train_torch ─ evaluate_model
+    check_release ─ fetch_features ─ split_dataset ─ train_xgboost | train_torch | train_distributed ─ evaluate_model
         refused:  record_refusal
         accepted: write_model_card ─ sign_model ─ register_model ─ rollout_model: promoted or rolled back
 """
@@ -17,8 +17,8 @@ from modelyard.components.registry.component import record_refusal, register_mod
 from modelyard.components.request.component import check_release
 from modelyard.components.rollout.component import rollout_model
 from modelyard.components.signing.component import sign_model
-from modelyard.components.training.component import train_torch, train_xgboost
-from modelyard.pipelines.cluster import place, with_signing_key, with_verification_key, with_wandb_key
+from modelyard.components.training.component import train_distributed, train_torch, train_xgboost
+from modelyard.pipelines.cluster import place, with_prometheus_token, with_signing_key, with_verification_key, with_wandb_key
 
 
 class Released(NamedTuple):
@@ -49,6 +49,7 @@ def release(
     validation_fraction: float = 0.1,
     group_by: str = "",
     trainer: str = "xgboost",
+    nodes: int = 2,
     device: str = "auto",
     training_parameters: dict = {},
     false_negative_cost: float = 10.0,
@@ -66,6 +67,7 @@ def release(
     logging: str = "",
     signing_method: str = "key",
     target: str = "local",
+    serving: dict = {},
     rollout_steps: list = [5, 25, 50, 100],
     bake_seconds: float = 300.0,
     min_samples: int = 300,
@@ -97,8 +99,10 @@ def release(
         test_fraction: Share of the rows, the latest ones, that the model is judged on.
         validation_fraction: Share of the rows, those before, for early stopping and the threshold.
         group_by: Column, such as a customer's id, whose values in the test rows must not occur in training; empty for none.
-        trainer: xgboost or torch.
-        device: auto, cpu or cuda; cuda gets the training step one GPU, and it fails without one.
+        trainer: xgboost or torch, in one pod; xgboost-distributed or torch-distributed, on several nodes (see
+            train_distributed).
+        nodes: Number of nodes of a distributed training.
+        device: auto, cpu or cuda; cuda gets the training step, or each node, one GPU, and it fails without one.
         training_parameters: Parameters of the trainer by name, such as {"rounds": 300, "max_depth": 6}.
         false_negative_cost: Cost of a positive that the model misses, in the unit of false_positive_cost.
         false_positive_cost: Cost of a negative that the model flags.
@@ -114,14 +118,18 @@ def release(
         oversight: Who watches the model and can overrule it, for its card.
         logging: What is logged of its use, and for how long, for its card.
         signing_method: key, certificate, pkcs11 or sigstore; keys and identities come from the cluster's configuration.
-        target: Where an accepted model is rolled out: local (behind a proxy on this machine); registry makes it the champion
-            at once and serves it nowhere, none leaves it the challenger.
+        target: Where an accepted model is rolled out: kserve (an InferenceService, see serving) or local (behind a proxy on
+            this machine); registry makes it the champion at once and serves it nowhere, none leaves it the challenger.
+        serving: How it is served on KServe, by key: namespace, mode (standard or knative), runtime (predictor or triton),
+            cpu, memory, gpus, min_replicas, max_replicas, autoscaler, scale_metric, scale_target, node_selector,
+            tolerations, spot, service_account, timeout_seconds and ready_seconds. See rollout_model.
         rollout_steps: Percentages of the live traffic that it gets, one after another.
         bake_seconds: Seconds that every step takes at least.
         min_samples: Requests that it must have got in every step; without them it never passes.
         look_seconds: Seconds between two looks at what both versions did.
         deadline_seconds: Seconds after which a step without enough requests is given up, and the version taken back.
-        shadow_seconds: Seconds for which it first gets a copy of the traffic, its answers thrown away; 0 for none.
+        shadow_seconds: Seconds for which it first gets a copy of the traffic, its answers thrown away; 0 for none. KServe
+            cannot copy traffic.
         rollout_limits: How much worse it may be; empty for the defaults. See rollout_model.
         wandb_project: Weights & Biases project that mirrors the run; empty for none.
         seed: Seed of everything random.
@@ -147,12 +155,14 @@ def release(
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         trainer=trainer,
+        nodes=nodes,
         device=device,
         false_negative_cost=false_negative_cost,
         false_positive_cost=false_positive_cost,
         gates=gates,
         signing_method=signing_method,
         target=target,
+        serving=serving,
         rollout_steps=rollout_steps,
         bake_seconds=bake_seconds,
         min_samples=min_samples,
@@ -204,10 +214,18 @@ def release(
         xgboost_gpu = place(train_xgboost(**training), cpu="4", memory="16G", minutes=720, retries=5, gpu=True)
     with dsl.Elif(request.outputs["branch"] == "torch", name="torch"):
         torch = place(train_torch(**training), cpu="4", memory="16G", minutes=720, retries=5)
-    with dsl.Else(name="torch-gpu"):
+    with dsl.Elif(request.outputs["branch"] == "torch-gpu", name="torch-gpu"):
         torch_gpu = place(train_torch(**training), cpu="4", memory="16G", minutes=720, retries=5, gpu=True)
+    with dsl.Elif(request.outputs["branch"] == "xgboost-distributed", name="xgboost-distributed"):
+        xgboost_nodes = train_distributed(**training, trainer="xgboost", nodes=nodes)
+        place(xgboost_nodes, cpu="2", memory="16G", minutes=2880, retries=5)
+    with dsl.Else(name="torch-distributed"):
+        torch_nodes = train_distributed(**training, trainer="torch", nodes=nodes)
+        place(torch_nodes, cpu="2", memory="16G", minutes=2880, retries=5)
     trained = {
-        output: dsl.OneOf(*(task.outputs[output] for task in (xgboost, xgboost_gpu, torch, torch_gpu)))
+        output: dsl.OneOf(
+            *(task.outputs[output] for task in (xgboost, xgboost_gpu, torch, torch_gpu, xgboost_nodes, torch_nodes))
+        )
         for output in ("model_uri", "digest", "run_id")
     }
     # Artifacts cannot be joined after a branch everywhere this file runs, addresses can.
@@ -270,6 +288,7 @@ def release(
             digest=registered.outputs["digest"],
             uri=registered.outputs["uri"],
             target=target,
+            serving=serving,
             steps=rollout_steps,
             bake_seconds=bake_seconds,
             min_samples=min_samples,
@@ -279,7 +298,7 @@ def release(
             limits=rollout_limits,
             run_id=trained["run_id"],
         )
-        with_verification_key(place(rolled_out, cpu="1", memory="4G", minutes=2880))
+        with_prometheus_token(with_verification_key(place(rolled_out, cpu="1", memory="4G", minutes=2880)))
     with dsl.Else(name="refused"):
         refusal = record_refusal(evaluation=evaluation.outputs["evaluation"], model_name=model_name, run_id=trained["run_id"])
         place(refusal, cpu="1", memory="1G", minutes=10)

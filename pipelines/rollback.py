@@ -18,7 +18,7 @@ class RolledBack(NamedTuple):
 @dsl.pipeline(
     name="rollback", description="End the trial under way, or else put the version that was served before back in charge."
 )
-def rollback(model_name: str, target: str = "local", reason: str = "") -> RolledBack:
+def rollback(model_name: str, target: str = "local", namespace: str = "", reason: str = "") -> RolledBack:
     """Ends the trial under way, or else puts the version that was served before back in charge, in one step.
 
     While a version is on trial, it goes, and the version in charge keeps everything; the rollout stops. With none on trial,
@@ -27,13 +27,14 @@ def rollback(model_name: str, target: str = "local", reason: str = "") -> Rolled
 
     Args:
         model_name: Name of the served model.
-        target: Where it is served: local (behind a proxy on this machine).
+        target: Where it is served: local (behind a proxy on this machine) or kserve.
+        namespace: Namespace of the InferenceService, for kserve; empty for the pipeline's own.
         reason: Why, for the registry: it becomes the rejected_reason of the version that goes.
 
     Returns:
         version: The version that is in charge now; empty if the trial of a first version was ended.
         replaced: The version that lost its traffic: the one on trial, or else the one that was in charge.
     """
-    restored = rollback_model(model_name=model_name, target=target, reason=reason)
+    restored = rollback_model(model_name=model_name, target=target, namespace=namespace, reason=reason)
     with_verification_key(place(restored, cpu="1", memory="2G", minutes=30))
     return RolledBack(version=restored.outputs["version"], replaced=restored.outputs["replaced"])

@@ -21,12 +21,14 @@ def check_release(
     test_fraction: float = 0.2,
     validation_fraction: float = 0.1,
     trainer: str = "xgboost",
+    nodes: int = 2,
     device: str = "auto",
     false_negative_cost: float = 10.0,
     false_positive_cost: float = 1.0,
     gates: dict = {},
     signing_method: str = "key",
     target: str = "local",
+    serving: dict = {},
     rollout_steps: list = [5, 25, 50, 100],
     bake_seconds: float = 300.0,
     min_samples: int = 300,
@@ -53,13 +55,15 @@ def check_release(
         gap_days: Days left out between the parts, because labels arrive late.
         test_fraction: Share of the rows that the model is judged on, where test_days is 0.
         validation_fraction: Share of the rows for early stopping and the threshold, where validation_days is 0.
-        trainer: xgboost or torch.
+        trainer: xgboost, torch, xgboost-distributed or torch-distributed.
+        nodes: Number of nodes of a distributed training.
         device: auto, cpu or cuda.
         false_negative_cost: Cost of a positive that the model misses.
         false_positive_cost: Cost of a negative that the model flags.
         gates: Gates of the evaluation; see evaluate_model.
         signing_method: key, certificate, pkcs11 or sigstore.
-        target: local, registry or none.
+        target: kserve, local, registry or none.
+        serving: How the model is served on KServe; see rollout_model.
         rollout_steps: Percentages of the live traffic, rising.
         bake_seconds: Seconds that every step of the rollout takes at least.
         min_samples: Requests that the new version must have got in every step.
@@ -69,7 +73,7 @@ def check_release(
         rollout_limits: How much worse the new version may be; see rollout_model.
 
     Returns:
-        branch: The training step to run: xgboost, xgboost-gpu, torch or torch-gpu.
+        branch: The training step to run: xgboost, xgboost-gpu, torch, torch-gpu, xgboost-distributed or torch-distributed.
     """
     from modelyard.components.request.release_request import check_release_request
 
@@ -89,12 +93,14 @@ def check_release(
             "test_fraction": test_fraction,
             "validation_fraction": validation_fraction,
             "trainer": trainer,
+            "nodes": nodes,
             "device": device,
             "false_negative_cost": false_negative_cost,
             "false_positive_cost": false_positive_cost,
             "gates": gates,
             "signing_method": signing_method,
             "target": target,
+            "serving": serving,
             "rollout_steps": rollout_steps,
             "bake_seconds": bake_seconds,
             "min_samples": min_samples,

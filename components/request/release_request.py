@@ -10,14 +10,16 @@ from typing import Any
 from modelyard.components import settings
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput
+from modelyard.components.storage import uris
 from modelyard.components.training.devices import DEVICES
 
-TRAINERS = ("xgboost", "torch")
+TRAINERS = ("xgboost", "torch", "xgboost-distributed", "torch-distributed")
+MOST_NODES = 1000
 _UNEXPANDED = re.compile(r"\[\[.*?\]\]|\{\{.*?\}\}")
 
 
 def training_branch(trainer: str, device: str) -> str:
-    """Which training step runs: the trainer's name, with ``-gpu`` when the step must be given a GPU.
+    """Which training step runs: the trainer's name, with ``-gpu`` when the step itself must be given a GPU.
 
     Raises:
         InvalidInput: either is not one of ``TRAINERS`` and ``DEVICES``.
@@ -25,7 +27,7 @@ def training_branch(trainer: str, device: str) -> str:
     for field, value, allowed in (("trainer", trainer, TRAINERS), ("device", device, DEVICES)):
         if value not in allowed:
             raise InvalidInput(field, value, f"choose one of {', '.join(allowed)}")
-    return f"{trainer}-gpu" if device == "cuda" else trainer
+    return f"{trainer}-gpu" if device == "cuda" and not trainer.endswith("-distributed") else trainer
 
 
 def check_release_request(request: dict[str, Any]) -> str:
@@ -40,6 +42,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     from modelyard.components.evaluation.gates import parse_gates
     from modelyard.components.features.fetching import parse_moment
     from modelyard.components.rollout.plan import WITHOUT_TRAFFIC, parse_plan
+    from modelyard.components.serving.kserve.placement import parse_placement
     from modelyard.components.signing.signature import METHODS
 
     check_model_name(request["model_name"])
@@ -67,12 +70,21 @@ def check_release_request(request: dict[str, Any]) -> str:
             raise InvalidInput(field, request[field], "give a cost above zero")
     if request["signing_method"] not in METHODS:
         raise InvalidInput("signing_method", request["signing_method"], f"choose one of {', '.join(METHODS)}")
+    if not 1 <= request["nodes"] <= MOST_NODES:
+        raise InvalidInput("nodes", request["nodes"], f"give a number of nodes from 1 to {MOST_NODES}")
     parse_gates(request["gates"])
-    targets = ("local", *WITHOUT_TRAFFIC)
+    targets = ("kserve", "local", *WITHOUT_TRAFFIC)
     if request["target"] not in targets:
         raise InvalidInput("target", request["target"], f"choose one of {', '.join(targets)}")
     if request["target"] == "local" and settings.in_cluster():
-        raise InvalidInput("target", "local", "nothing that a pod serves outlives it: in a cluster choose registry or none")
+        raise InvalidInput(
+            "target", "local", "nothing that a pod serves outlives it: in a cluster choose kserve, registry or none"
+        )
+    parse_placement(request["serving"])
+    if request["target"] == "kserve":
+        _check_store()
+        if request["shadow_seconds"]:
+            raise InvalidInput("shadow_seconds", request["shadow_seconds"], "KServe cannot copy traffic; give 0")
     try:
         parse_plan(
             steps=request["rollout_steps"],
@@ -89,3 +101,11 @@ def check_release_request(request: dict[str, Any]) -> str:
         # The rollout calls them steps and limits; a release has other limits, for the model's card.
         raise InvalidInput(f"rollout_{error.field}", error.value, error.remedy) from error
     return training_branch(request["trainer"], request["device"])
+
+
+def _check_store() -> None:
+    """A pod can fetch a model from an object store only."""
+    store = settings.model_store()
+    if uris.local_path(store) is not None:
+        remedy = f"released models are kept in {store}, where no pod finds them: set MODELYARD_MODEL_STORE to s3:// or gs://"
+        raise InvalidInput("target", "kserve", remedy)

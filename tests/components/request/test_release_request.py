@@ -18,6 +18,7 @@ GOOD = {
     "validation_days": 7.0,
     "gap_days": 7.0,
     "trainer": "xgboost",
+    "nodes": 2,
     "device": "auto",
     "test_fraction": 0.2,
     "validation_fraction": 0.1,
@@ -26,6 +27,7 @@ GOOD = {
     "gates": {},
     "signing_method": "key",
     "target": "local",
+    "serving": {},
     "rollout_steps": [5, 25, 50, 100],
     "bake_seconds": 300.0,
     "min_samples": 300,
@@ -44,6 +46,8 @@ GOOD = {
         ("xgboost", "cuda", "xgboost-gpu"),
         ("torch", "auto", "torch"),
         ("torch", "cuda", "torch-gpu"),
+        ("xgboost-distributed", "auto", "xgboost-distributed"),
+        ("torch-distributed", "cuda", "torch-distributed"),  # The nodes get the GPUs.
     ],
 )
 def test_only_cuda_asks_for_a_step_with_a_gpu(trainer, device, branch):
@@ -77,9 +81,13 @@ def test_only_cuda_asks_for_a_step_with_a_gpu(trainer, device, branch):
         ("false_positive_cost", float("inf")),
         ("signing_method", "gpg"),
         ("trainer", "xgboost' || true"),
+        ("nodes", 0),
+        ("nodes", 1001),
         ("device", "gpu"),
         ("gates", {"absolute": [{"metric": "accuracy", "min": 0.9}]}),
         ("target", "moon"),
+        ("serving", {"mod": "standard"}),
+        ("serving", {"mode": "serverless"}),
         ("rollout_steps", [50, 5]),
         ("bake_seconds", -1.0),
         ("min_samples", 0),
@@ -102,6 +110,17 @@ def test_a_pod_cannot_serve_what_must_outlive_it(monkeypatch):
     with pytest.raises(InvalidInput, match="target = 'local'"):
         check_release_request(GOOD)
     assert check_release_request({**GOOD, "target": "registry"}) == "xgboost"
+
+
+def test_kserve_needs_a_store_that_pods_can_read_and_copies_no_traffic(monkeypatch, tmp_path):
+    request = {**GOOD, "target": "kserve", "serving": {"mode": "knative", "namespace": "fraud"}}
+    monkeypatch.setenv("MODELYARD_MODEL_STORE", str(tmp_path))
+    with pytest.raises(InvalidInput, match="MODELYARD_MODEL_STORE"):
+        check_release_request(request)
+    monkeypatch.setenv("MODELYARD_MODEL_STORE", "s3://models/released")
+    assert check_release_request(request) == "xgboost"
+    with pytest.raises(InvalidInput, match="shadow_seconds"):
+        check_release_request({**request, "shadow_seconds": 60.0})
 
 
 def test_the_step_returns_the_branch_and_its_log_names_a_bad_parameter(tmp_path, capfd):
