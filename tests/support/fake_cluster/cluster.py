@@ -1,9 +1,10 @@
 """A Kubernetes API with KServe in it, over real HTTP, for tests of what talks to one.
 
 ``with FakeCluster(tmp_path) as cluster`` starts it; ``cluster.kubeconfig`` is the file that leads to it. Its controllers replay
-what KServe and Knative do, in small steps, by themselves: each step is over before the next request is answered, and their order
-is always the same. A test looks at objects (``get``, ``all``), at where the traffic goes (``traffic``, ``history``), plays another
-user (``edit``), and says what goes wrong: with the API (``fail``, ``drop``, ``delay``), with a version's pods (``trouble``).
+what KServe and Knative do, in small steps, by themselves: each step is over before the next request is answered, and the steps
+come in the same order always. A test looks at objects (``get``, ``all``), at where the traffic goes (``traffic``, ``history``),
+plays another user (``edit``), says what goes wrong: with the API (``fail``, ``drop``, ``delay``), with a version's pods
+(``trouble``).
 """
 
 import asyncio
