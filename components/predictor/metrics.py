@@ -7,8 +7,10 @@ samples when somebody scrapes. (``prometheus_client``'s own histograms take a lo
 is ready, with the waiting for a thread in between, without what the client takes to send and to fetch.
 
 Every metric carries the labels ``model`` and ``version``, so that the versions of a model can be compared wherever they run.
+``modelyard_counting_since_seconds`` tells one process from the one before it in the same place, whose counts are gone.
 """
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +45,7 @@ class Metrics(Collector):
         self.digest = digest
         self.in_flight = 0
         self.reload_failures = 0
+        self._since = time.time()
         self.logged_rows: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._requests: Counter[int] = Counter()
         self._latency = [0] * (len(LATENCY_EDGES) + 1)
@@ -103,6 +106,7 @@ class Metrics(Collector):
         for outcome, count in zip(("written", "dropped"), self.logged_rows()):
             rows.add_metric([*self._values, outcome], count)
         yield rows
+        yield self._gauge("modelyard_counting_since_seconds", "Unix time since which all of this is counted", self._since)
         yield self._gauge("modelyard_model_info", "The model that is served", 1, digest=self.digest)
         failures = self._counter("modelyard_reload_failures", "Reloads that were refused")
         failures.add_metric(self._values, self.reload_failures)

@@ -38,7 +38,8 @@ class MetricsSource(Protocol):
             canary: the version under trial; None if there is none.
 
         Returns:
-            None for an arm that is not asked for, or of which nothing is known yet.
+            None for an arm that is not asked for, of which nothing is known yet, or that is not measured at the moment; what it
+            does meanwhile is in the counts once it is.
 
         Raises:
             NotAvailable: the source cannot be reached, or does not measure.

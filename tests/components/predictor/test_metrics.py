@@ -1,4 +1,5 @@
 import json
+import time
 from bisect import bisect_left
 
 import numpy as np
@@ -87,6 +88,7 @@ def test_the_counts_are_right_after_known_traffic(make_app, load):
     np.testing.assert_allclose(samples["modelyard_scores_sum",], scores.sum())
     assert samples["modelyard_decisions_total", "decision=1"] == (scores >= 0.5).sum()
     assert samples["modelyard_requests_in_flight",] == 0
+    assert 0 < samples["modelyard_counting_since_seconds",] <= time.time()
     assert samples["modelyard_model_info", f"digest={load('first').loaded.digest}"] == 1
     assert samples["modelyard_reload_failures_total",] == 0
     assert samples["modelyard_prediction_log_rows_total", "outcome=written"] == 0
