@@ -1,6 +1,6 @@
 """An experiment judged: is the version under trial better than the control, worse, or not different enough to matter?
 
-Two versions answered different keys at the same time; the labels came later. The decision rests on two differences, trial minus
+Two versions shared the traffic, by key or by request; the labels came later. The decision rests on two differences, trial minus
 control: in PR-AUC, and in the mean cost of a prediction at the decisions that were answered. Both have intervals that hold at
 every look, each with half of ``alpha``. So between equal versions a winner or a loser is declared with probability ``alpha`` at
 most, over all looks together (asymptotically; see ``confidence_sequence``).
@@ -25,8 +25,15 @@ import polars as pl
 from modelyard.components.errors import InvalidInput
 from modelyard.components.experiments.allocation import Allocation, check_allocation
 from modelyard.components.experiments.confidence_sequence import Interval, boundary, interval
-from modelyard.components.experiments.estimators import ArmRows, carrying_keys, expected_cost, pr_auc, ranked_rows, score_shares
-from modelyard.components.experiments.labelled_log import MOST_UNLABELLED, LabelledLog, join_labels, read_labels
+from modelyard.components.experiments.estimators import ArmRows, difference, expected_cost, pr_auc, ranked_rows, score_shares
+from modelyard.components.experiments.labelled_log import (
+    BY_KEY,
+    BY_REQUEST,
+    MOST_UNLABELLED,
+    LabelledLog,
+    join_labels,
+    read_labels,
+)
 from modelyard.components.predictions.reader import read_predictions
 from modelyard.components.serving.buckets import SCORE_EDGES
 
@@ -51,10 +58,11 @@ class Terms:
         false_negative_cost: cost of a missed positive, in the same unit.
         min_pr_auc_gain: difference in PR-AUC that is too small to matter; 0: none is.
         max_cost_increase: share of the control's cost that a winner may add to it.
-        share: percent of the keys that the trial was to get; 0: not known.
+        share: percent of the keys, or requests, that the trial was to get; 0: not known.
         label_delay_days: days that a label may take.
         max_samples: matured predictions after which the experiment ends undecided; 0: never.
         alpha: probability that equal versions are told apart.
+        split_by: what the traffic was split by: ``key``, where a key meets one version, or ``request``.
     """
 
     false_positive_cost: float = 1.0
@@ -65,6 +73,7 @@ class Terms:
     label_delay_days: float = 0.0
     max_samples: int = 0
     alpha: float = 0.05
+    split_by: str = BY_KEY
 
     def check(self) -> None:
         """Raises ``InvalidInput`` for terms that cannot be meant."""
@@ -78,6 +87,8 @@ class Terms:
             raise InvalidInput("alpha", self.alpha, "give a probability above 0 and at most 0.5")
         if self.max_samples < 0:
             raise InvalidInput("max_samples", self.max_samples, "give a number of predictions, or 0 for no end")
+        if self.split_by not in (BY_KEY, BY_REQUEST):
+            raise InvalidInput("split_by", self.split_by, f"give {BY_KEY!r} or {BY_REQUEST!r}")
 
 
 @dataclass(frozen=True)
@@ -236,20 +247,22 @@ def analyze(
         trial=version_b,
         now=now or datetime.now(UTC),
         delay_days=terms.label_delay_days,
+        split_by=terms.split_by,
     )
     return judge(log, terms, model_name=model_name, versions=(version_a, version_b))
 
 
 def judge(log: LabelledLog, terms: Terms, *, model_name: str, versions: tuple[str, str]) -> Analysis:
     """Judges an experiment whose labels are joined."""
-    allocation = check_allocation(log.keys["in_trial"].to_numpy(), terms.share)
+    allocation = check_allocation(log.units["in_trial"].to_numpy(), terms.share)
     moments = _moments(log.rows["time"])
-    arms = _arm(log.rows, False, moments), _arm(log.rows, True, moments)
+    rows = log.rows.with_columns(pl.col("key").rank("dense"))
+    arms = _arm(rows, False, moments), _arm(rows, True, moments)
     looks = tuple(_look(arms, position, moment, terms) for position, moment in enumerate(moments))
     looks = tuple(look for look in looks if min(look.rows))
     decision, reasons = _decide(looks[-1] if looks else None, terms, sum(log.matured))
     warnings = _warnings(log, allocation, terms)
-    doubts = _doubts(log, allocation)
+    doubts = _doubts(log, allocation, terms)
     if doubts:
         decision, reasons = GO_ON, (*doubts, *(f"otherwise: {reason}" for reason in reasons))
     start, end = (log.rows["time"].min(), moments[-1]) if moments else (log.until, log.until)
@@ -291,8 +304,8 @@ def _arm(rows: pl.DataFrame, in_trial: bool, moments: Sequence[datetime]) -> Arm
     part = rows.filter(pl.col("in_trial") == in_trial)
     edges = pl.Series(list(moments), dtype=pl.Datetime("us", "UTC")).to_physical().to_numpy()
     looks = np.searchsorted(edges, part["time"].to_physical().to_numpy(), side="right")
-    keys = part["key"].rank("dense").to_numpy()
-    return ranked_rows(part["score"].to_numpy(), part["label"].to_numpy(), part["decision"].to_numpy(), keys, looks)
+    scores, labels, decisions, keys = (part[name].to_numpy() for name in ("score", "label", "decision", "key"))
+    return ranked_rows(scores, labels, decisions, keys, looks)
 
 
 def _look(arms: tuple[ArmRows, ArmRows], position: int, moment: datetime, terms: Terms) -> Look:
@@ -306,10 +319,9 @@ def _look(arms: tuple[ArmRows, ArmRows], position: int, moment: datetime, terms:
     if min(control.positive_keys, trial.positive_keys) >= MIN_KEYS:
         progress = _progress(positives)
         for place, (of_control, of_trial) in enumerate((ranking, costs)):
-            error = math.sqrt(of_control.variance + of_trial.variance)
-            if carrying_keys(of_control, of_trial) >= MIN_CARRYING_KEYS:
-                found = float(of_trial.value - of_control.value)
-                differences[place] = interval(found, error, progress, terms.alpha / 2)
+            found = difference(of_control, of_trial)
+            if found.carrying_keys >= MIN_CARRYING_KEYS:
+                differences[place] = interval(float(found.value), math.sqrt(found.variance), progress, terms.alpha / 2)
     return Look(
         moment,
         rows,
@@ -333,9 +345,10 @@ def _score_shift(arms: tuple[ArmRows, ArmRows], terms: Terms) -> ScoreShift | No
     carried = np.minimum(of_control, of_trial) >= MIN_KEYS
     if not carried.any():
         return None
-    apart = np.where(carried, np.abs(trial.value - control.value), 0.0)
+    found = difference(control, trial)
+    apart = np.where(carried, np.abs(found.value), 0.0)
     width = boundary(_progress((arms[0].positives, arms[1].positives)), terms.alpha / len(SCORE_EDGES))
-    half = np.where(carried, width * np.sqrt(control.variance + trial.variance), 0.0)
+    half = np.where(carried, width * np.sqrt(found.variance), 0.0)
     at = int(np.argmax(apart))
     low, high = max(float((apart - half).max()), 0.0), min(float((apart + half).max()), 1.0)
     return ScoreShift(float(apart[at]), low, high, SCORE_EDGES[at])
@@ -382,13 +395,14 @@ def _in_words(what: str, found: Interval, more: str, less: str) -> str:
     )
 
 
-def _doubts(log: LabelledLog, allocation: Allocation) -> tuple[str, ...]:
+def _doubts(log: LabelledLog, allocation: Allocation, terms: Terms) -> tuple[str, ...]:
     """What forbids a decision."""
     doubts = []
     if allocation.mismatch and allocation.asked is not None:
         doubts.append(
-            f"version_b got {allocation.share:.2f} % of {sum(allocation.keys):,} keys instead of {allocation.asked:g} %, which "
-            "is no chance: the versions did not get alike traffic; find what loses or moves keys"
+            f"version_b got {allocation.share:.2f} % of {sum(allocation.units):,} {terms.split_by}s instead of "
+            f"{allocation.asked:g} %, which "
+            f"is no chance: the versions did not get alike traffic; find what loses or moves {terms.split_by}s"
         )
     if log.quality.unlabelled_share > MOST_UNLABELLED:
         doubts.append(
@@ -408,7 +422,7 @@ def _warnings(log: LabelledLog, allocation: Allocation, terms: Terms) -> tuple[s
             f"{found.without_key:,} predictions name no key: such requests count as independent of each other, which makes "
             "the intervals too narrow where customers return."
         )
-    if found.crossed_keys:
+    if found.crossed_keys and terms.split_by == BY_KEY:
         warnings.append(
             f"{found.crossed_keys:,} keys were answered by both versions; their {found.crossed_rows:,} rows are left out."
         )

@@ -27,8 +27,9 @@ def analyze_experiment(
     max_cost_increase: float = 0.1,
     max_samples: int = 0,
     alpha: float = 0.05,
+    split_by: str = "key",
 ) -> NamedTuple("Outputs", [("decision", str), ("reasons", str)]):
-    """Compares two versions that shared the traffic by key, and says winner, loser, futile or go on.
+    """Compares two versions that shared the traffic, and says winner, loser, futile or go on.
 
     The prediction log says who answered what, the labels came later. The differences in PR-AUC and in cost have intervals that
     hold at every look, so this may run every day and its decision be acted on at once: between equal versions it declares a
@@ -52,13 +53,15 @@ def analyze_experiment(
         label: Column of the labels.
         label_delay_days: Days that a label may take. Younger predictions are left out, labelled or not, because what is known
             early differs.
-        share_b: Percent of the keys that version_b was to get, to check the split by. 0: not checked.
+        share_b: Percent of the keys, or requests, that version_b was to get, to check the split by. 0: not checked.
         false_positive_cost: Cost of a false alert.
         false_negative_cost: Cost of a missed positive, in the same unit.
         min_pr_auc_gain: Difference in PR-AUC that is too small to matter. 0: none is.
         max_cost_increase: Share of the control's cost that a winner may add to it, such as 0.1.
         max_samples: Predictions with time for their labels after which an experiment without a decision is futile. 0: never.
         alpha: Probability, over all runs, that equal versions are told apart.
+        split_by: What decided which version answers: key, where the same key meets the same version, as on a laptop; request,
+            where chance decides each time, as a KServe canary does.
 
     Returns:
         report: One self-contained HTML page with the decision, the intervals over time, the curves and the state of the data.
@@ -88,6 +91,7 @@ def analyze_experiment(
             label_delay_days=label_delay_days,
             max_samples=max_samples,
             alpha=alpha,
+            split_by=split_by,
         ),
     )
     write_outputs(found, report=report.path, result=result.path)

@@ -1,12 +1,14 @@
 """What is estimated in each arm of an experiment, and the influence of every row on it.
 
 A row's influence is the derivative of the estimate by the row's weight (the infinitesimal jackknife). Influences are summed by
-key before they are squared, because a customer's rows resemble each other: the key is what the traffic is split by, so it is
-the unit of the experiment. Summed over all rows, influences are zero.
+key before they are squared, because a customer's rows resemble each other. Where traffic is split by key, a key has rows in one
+arm. Where it is split by request, a key may have some in both: then its influences on the difference are summed over the arms,
+so that what the customer does to both at once does not count as chance. Summed over all rows, influences are zero.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +23,7 @@ class ArmRows:
         scores: falling, shape (rows,).
         labels: bool, shape (rows,).
         decisions: bool, as answered, shape (rows,).
-        keys: codes of the keys from 0, shape (rows,).
+        keys: codes of the keys, not negative, the same for a key in both arms, shape (rows,).
         looks: the first look that sees each row, shape (rows,).
     """
 
@@ -51,23 +53,50 @@ class ArmRows:
 
 
 def ranked_rows(scores: np.ndarray, labels: np.ndarray, decisions: np.ndarray, keys: np.ndarray, looks: np.ndarray) -> ArmRows:
-    """An arm's rows from columns in any order; keys may be of any kind."""
+    """An arm's rows from columns in any order."""
     order = np.argsort(-scores, kind="stable")
-    codes = np.unique(keys, return_inverse=True)[1]
     return ArmRows(
         scores[order].astype(np.float64),
         labels[order].astype(bool),
         decisions[order].astype(bool),
-        codes[order],
+        keys[order].astype(np.int64),
         looks[order],
     )
 
 
 @dataclass(frozen=True)
 class Estimated:
-    """An estimate (float, or an array of one shape) and its squared standard error, clustered by key.
+    """An estimate in one arm, and what each key does to it.
 
     Attributes:
+        value: float, or an array of one shape.
+        keys: codes of the arm's keys, rising, shape (keys,).
+        influence: summed over the rows of each key, shape (keys, …); with the usual correction for few keys, so that its
+            squares sum to the squared standard error.
+    """
+
+    value: np.ndarray | np.float64
+    keys: np.ndarray
+    influence: np.ndarray
+
+    @cached_property
+    def variance(self) -> np.ndarray | np.float64:
+        """The squared standard error, clustered by key."""
+        return np.square(self.influence).sum(axis=0)
+
+    @cached_property
+    def fourth(self) -> np.ndarray | np.float64:
+        """Sum of the fourth powers of the influences."""
+        return np.square(np.square(self.influence)).sum(axis=0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An estimate's difference between two arms, trial minus control.
+
+    Attributes:
+        value: float, or an array of one shape.
+        variance: its squared standard error.
         fourth: sum of the fourth powers of the keys' influences, whose squares sum to the squared standard error.
     """
 
@@ -75,15 +104,26 @@ class Estimated:
     variance: np.ndarray | np.float64
     fourth: np.ndarray | np.float64
 
+    @property
+    def carrying_keys(self) -> float:
+        """How many keys the squared standard error rests on, as if these had equal parts in it.
 
-def carrying_keys(one: Estimated, other: Estimated) -> float:
-    """How many keys the squared standard error of a difference rests on, as if these had equal parts in it.
+        (Σu²)² / Σu⁴ over the influences u of the keys: their number if all are equal, 1 if a single key has all the influence
+        there is, however many others there are. 0 where nothing varies.
+        """
+        return float(self.variance**2 / self.fourth) if self.fourth else 0.0
 
-    (Σu²)² / Σu⁴ over the influences u of both arms' keys: their number if all are equal, 1 if a single key has all the
-    influence there is, however many others there are. 0 where nothing varies.
-    """
-    variance, fourth = one.variance + other.variance, one.fourth + other.fourth
-    return float(variance**2 / fourth) if fourth else 0.0
+
+def difference(control: Estimated, trial: Estimated) -> Difference:
+    """The difference of two arms' estimates; the keys that both arms have count as one unit each."""
+    _, at_control, at_trial = np.intersect1d(control.keys, trial.keys, assume_unique=True, return_indices=True)
+    one, other = control.influence[at_control], trial.influence[at_trial]
+    fourth = np.square(np.square(other - one)) - np.square(np.square(one)) - np.square(np.square(other))
+    return Difference(
+        trial.value - control.value,
+        np.maximum(control.variance + trial.variance - 2 * (one * other).sum(axis=0), 0.0),
+        np.maximum(control.fourth + trial.fourth + fourth.sum(axis=0), 0.0),
+    )
 
 
 def pr_auc(arm: ArmRows) -> Estimated:
@@ -128,21 +168,24 @@ def score_shares(arm: ArmRows) -> tuple[Estimated, np.ndarray]:
         The shares, shape (edges,); and the number of keys that have a row on an edge's emptier side, shape (edges,).
     """
     edges = len(SCORE_EDGES)
-    codes = np.unique(arm.keys, return_inverse=True)[1]
+    present, codes = np.unique(arm.keys, return_inverse=True)
     cells = codes * (edges + 1) + np.searchsorted(SCORE_EDGES, arm.scores, side="left")
-    keys = int(codes.max()) + 1
+    keys = len(present)
     below = np.cumsum(np.bincount(cells, minlength=keys * (edges + 1)).reshape(keys, edges + 1), axis=1)
     totals = below.sum(axis=0)
     shares = totals[:-1] / arm.rows
     influence = (below[:, :-1] - np.outer(below[:, -1], shares)) / arm.rows
     above = below[:, -1:] - below[:, :-1]
     rests_on = np.minimum((below[:, :-1] > 0).sum(axis=0), (above > 0).sum(axis=0))
-    squares = np.square(influence)
-    return Estimated(shares, squares.sum(axis=0) * keys / max(keys - 1, 1), np.square(squares).sum(axis=0)), rests_on
+    return Estimated(shares, present, influence * _correction(keys)), rests_on
 
 
-def _clustered(keys: np.ndarray, influence: np.ndarray) -> tuple[np.float64, np.float64]:
-    """The squared standard error, key by key, with the usual correction for few keys; and the sum of fourth powers."""
-    count = len(np.unique(keys))
-    squares = np.square(np.bincount(keys, influence))
-    return np.float64(squares.sum() * count / max(count - 1, 1)), np.float64(np.square(squares).sum())
+def _clustered(keys: np.ndarray, influence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The keys, and the sum of each one's influences with the correction."""
+    present = np.flatnonzero(np.bincount(keys))
+    return present, np.bincount(keys, influence)[present] * _correction(len(present))
+
+
+def _correction(keys: int) -> float:
+    """The usual factor of a standard error that is estimated from few keys."""
+    return math.sqrt(keys / max(keys - 1, 1))

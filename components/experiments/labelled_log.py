@@ -18,11 +18,14 @@ import polars as pl
 from modelyard.components.errors import InvalidInput
 from modelyard.components.storage import uris
 
+BY_KEY, BY_REQUEST = "key", "request"
 # Beyond these shares a fault is no exception any more.
 MOST_DUPLICATES = 0.01
 MOST_CONFLICTS = 0.01
 MOST_CROSSED = 0.05
 MOST_UNLABELLED = 0.05
+# So many keys must be expected at both versions before their absence says something.
+_MEETINGS_EXPECTED = 20
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 
 
@@ -37,8 +40,8 @@ class Quality:
         unusable: without a score or a decision; left out.
         without_key: which name no key, so that each request stands for itself.
         keys: distinct keys, and requests without one.
-        crossed_keys: keys that both versions answered; their rows are left out.
-        crossed_rows: rows of those.
+        crossed_keys: keys that both versions answered.
+        crossed_rows: rows of those; left out where traffic was split by key.
         immature: whose label may still be on its way; left out.
         matured: whose label has had time.
         unlabelled: matured ones without a label; left out.
@@ -75,7 +78,8 @@ class LabelledLog:
     """What an experiment has to go by.
 
     Attributes:
-        keys: ``key`` and ``in_trial`` of every key that one version answered, in the order of first requests.
+        units: ``in_trial`` of everything that was split, in the order of time: of every key that one version answered by its
+            first request, or of every request.
         rows: labelled rows in order of time: ``time``, ``key``, ``in_trial``, ``score``, ``decision``, ``label``.
         matured: matured rows of the control and of the version under trial, labelled or not.
         unlabelled: of those, the ones without a label.
@@ -83,7 +87,7 @@ class LabelledLog:
         quality: what was found.
     """
 
-    keys: pl.DataFrame
+    units: pl.DataFrame
     rows: pl.DataFrame
     matured: tuple[int, int]
     unlabelled: tuple[int, int]
@@ -145,6 +149,7 @@ def join_labels(
     trial: str,
     now: datetime,
     delay_days: float,
+    split_by: str = BY_KEY,
 ) -> LabelledLog:
     """Puts predictions, keys and labels together.
 
@@ -156,9 +161,11 @@ def join_labels(
         trial: version under trial.
         now: labels have arrived until now.
         delay_days: days that a label may take.
+        split_by: ``key`` or ``request``, whatever decided which version answers.
 
     Raises:
-        InvalidInput: a version has no predictions, no label belongs to any, or keys or request ids are in disorder.
+        InvalidInput: a version has no predictions, no label belongs to any, keys or request ids are in disorder, or the traffic
+            was not split by what it is said to be split by.
     """
     total = predictions.height
     rows = predictions.filter(~pl.col("mirrored"))
@@ -185,13 +192,20 @@ def join_labels(
         pl.col("in_trial").first(), (pl.col("in_trial").n_unique() > 1).alias("crossed")
     )
     crossed = keys.filter("crossed")
-    if crossed.height > MOST_CROSSED * keys.height:
-        raise InvalidInput(
-            "key",
-            f"{crossed.height:,} of {keys.height:,} keys were answered by both versions",
-            "send a key with each request (x-modelyard-key), and start the analysis after the share was changed last",
-        )
-    clean = rows.join(crossed.select("unit"), on="unit", how="anti", maintain_order="left")
+    of_crossed = rows.join(crossed.select("unit"), on="unit", how="semi").height
+    if split_by == BY_REQUEST:
+        _check_split_by_request(rows, crossed.height)
+        clean, units = rows, rows.unique("request_id", keep="first", maintain_order=True)
+    else:
+        if crossed.height > MOST_CROSSED * keys.height:
+            raise InvalidInput(
+                "key",
+                f"{crossed.height:,} of {keys.height:,} keys were answered by both versions",
+                "send a key with each request (x-modelyard-key), and start the analysis after the share was changed last; "
+                "where chance decides for each request, as in KServe, give split_by = 'request'",
+            )
+        clean = rows.join(crossed.select("unit"), on="unit", how="anti", maintain_order="left")
+        units = keys.filter(~pl.col("crossed"))
     until = now - timedelta(days=delay_days)
     matured = clean.filter(pl.col("time") < until)
     by = ["request_id", *(["row"] if "row" in labels.columns else [])]
@@ -212,7 +226,7 @@ def join_labels(
         without_key=int(rows["keyless"].sum()),
         keys=keys.height,
         crossed_keys=crossed.height,
-        crossed_rows=rows.height - clean.height,
+        crossed_rows=of_crossed,
         immature=clean.height - matured.height,
         matured=matured.height,
         unlabelled=unlabelled.height,
@@ -223,8 +237,22 @@ def join_labels(
     labelled = joined.filter(pl.col("label").is_not_null()).select(
         "time", pl.col("unit").alias("key"), "in_trial", "score", pl.col("decision") == 1, "label"
     )
-    alone = keys.filter(~pl.col("crossed")).select(pl.col("unit").alias("key"), "in_trial")
-    return LabelledLog(alone, labelled, _by_arm(matured), _by_arm(unlabelled), until, quality)
+    return LabelledLog(units.select("in_trial"), labelled, _by_arm(matured), _by_arm(unlabelled), until, quality)
+
+
+def _check_split_by_request(rows: pl.DataFrame, crossed: int) -> None:
+    """Raises if keys meet both versions far less often than they would if chance decided for each request."""
+    requests = rows.unique("request_id", keep="first")
+    share = float((requests["in_trial"].cast(pl.Float64).sum()) / requests.height)
+    of_key = requests.group_by("unit").len()["len"].to_numpy()
+    expected = float((1 - share**of_key - (1 - share) ** of_key).sum())
+    if expected >= _MEETINGS_EXPECTED and crossed < expected / 2:
+        raise InvalidInput(
+            "split_by",
+            BY_REQUEST,
+            f"{crossed:,} keys were answered by both versions, and about {expected:,.0f} would be if each request were split "
+            f"for itself; give {BY_KEY!r}",
+        )
 
 
 def _by_arm(frame: pl.DataFrame) -> tuple[int, int]:

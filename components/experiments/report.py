@@ -11,6 +11,7 @@ from modelyard.components.experiments.allocation import MISMATCH_ALPHA
 from modelyard.components.experiments.analysis import FUTILE, GO_ON, LOSER, WINNER, Analysis, Look
 from modelyard.components.experiments.confidence_sequence import Interval
 from modelyard.components.experiments.estimators import ArmRows
+from modelyard.components.experiments.labelled_log import BY_KEY
 from modelyard.components.plots.charts import Line, Span, forest_chart, line_chart, share_histogram
 from modelyard.components.plots.page import Banner, Cell, Facts, Figures, Notes, Section, Table, render_page
 
@@ -59,6 +60,7 @@ def _facts(analysis: Analysis) -> Facts:
             ("Under trial", f"version {b}"),
             ("From", f"{analysis.start:%Y-%m-%d %H:%M} UTC"),
             ("To", f"{analysis.end:%Y-%m-%d %H:%M} UTC"),
+            ("Split by", terms.split_by),
             ("Days a label may take", f"{terms.label_delay_days:g}"),
             ("Cost of an error", f"{terms.false_positive_cost:g} false alert, {terms.false_negative_cost:g} missed positive"),
             ("PR-AUC that matters", f"{terms.min_pr_auc_gain:g}" if terms.min_pr_auc_gain else "any"),
@@ -187,7 +189,8 @@ def _precision_recall(name: str, colour: str, arm: ArmRows) -> Line:
 
 
 def _data_table(analysis: Analysis) -> Table:
-    columns = ["Version", "Keys", "Share of keys", "Predictions", "Without a label", "Positives", "Rate"]
+    unit = analysis.terms.split_by
+    columns = ["Version", f"{unit.capitalize()}s", f"Share of {unit}s", "Predictions", "Without a label", "Positives", "Rate"]
     asked = analysis.allocation.asked
     rows: list[list[Cell | str]] = []
     for place, version in enumerate(analysis.versions):
@@ -197,7 +200,7 @@ def _data_table(analysis: Analysis) -> Table:
         rows.append(
             [
                 f"Version {version}",
-                f"{analysis.allocation.keys[place]:,}",
+                f"{analysis.allocation.units[place]:,}",
                 Cell(f"{share:.2f} %", wanted, "bad" if analysis.allocation.mismatch else ""),
                 f"{analysis.log.matured[place]:,}",
                 f"{analysis.log.unlabelled[place]:,}",
@@ -209,19 +212,25 @@ def _data_table(analysis: Analysis) -> Table:
 
 
 def _quality_table(analysis: Analysis) -> Table:
-    found, allocation = analysis.log.quality, analysis.allocation
+    found, allocation, unit = analysis.log.quality, analysis.allocation, analysis.terms.split_by
+    by_key = unit == BY_KEY
     split = "not checked"
     if allocation.asked is not None:
         said = "not as asked" if allocation.mismatch else "no sign against it"
         split = f"{said}; evidence {np.exp(allocation.log_e_value):.3g}, a mismatch from {1 / MISMATCH_ALPHA:,.0f} on"
     entries: list[tuple[str, str, str, bool]] = [
-        ("Split as asked", "share of the keys, tested at every key", split, allocation.mismatch),
+        ("Split as asked", f"share of the {unit}s, tested at every {unit}", split, allocation.mismatch),
         ("Predictions", "rows of both versions in the log", f"{found.predictions:,}", False),
         ("Mirrored", "copies of requests that the other version answered; left out", f"{found.mirrored:,}", False),
         ("Logged twice", "same request id and row; the first counts", f"{found.duplicates:,}", found.duplicates > 0),
         ("Unusable", "no score or decision; left out", f"{found.unusable:,}", found.unusable > 0),
         ("Without a key", "each such request counts for itself", f"{found.without_key:,}", found.without_key > 0),
-        ("Keys at both versions", "left out", f"{found.crossed_keys:,} of {found.keys:,}", found.crossed_keys > 0),
+        (
+            "Keys at both versions",
+            "left out" if by_key else "their rows count as dependent, across the versions too",
+            f"{found.crossed_keys:,} of {found.keys:,}",
+            by_key and found.crossed_keys > 0,
+        ),
         ("Too young", "their labels may still be on their way; left out", f"{found.immature:,}", False),
         ("Without a label", "older than the delay; left out", f"{found.unlabelled:,}", found.unlabelled > 0),
         ("Labels", "known ones in the file", f"{found.labels:,}", False),

@@ -1,6 +1,6 @@
 """Traffic of customers whose rows resemble each other, split between two versions, and its labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -54,17 +54,48 @@ def arm(found: Requests, looks: int) -> ArmRows:
     )
 
 
-def predictions(seed, *, keys=600, share=0.5, days=30.0, quality=(1.5, 1.5), rate=0.1) -> tuple[pl.DataFrame, pl.DataFrame]:
+def split_by_key(generator, keys, share, **traffic) -> tuple[Requests, Requests]:
+    """Requests to two versions, each key's to one of them."""
+    control = requests(generator, round(keys * (1 - share)), **traffic)
+    trial = requests(generator, round(keys * share), **traffic)
+    return control, replace(trial, keys=trial.keys + keys)
+
+
+def split_by_request(generator, keys, share, **traffic) -> tuple[Requests, Requests]:
+    """Requests to two versions, one of which chance chooses each time."""
+    found = requests(generator, keys, **traffic)
+    return divided(found, generator.random(len(found.keys)) < share)
+
+
+def divided(found: Requests, in_trial: np.ndarray) -> tuple[Requests, Requests]:
+    """The requests of the control and those of the trial."""
+    columns = found.keys, found.moments, found.labels, found.scores
+    control, trial = (Requests(*(column[part] for column in columns)) for part in (~in_trial, in_trial))
+    return control, trial
+
+
+def predictions(
+    seed, *, keys=600, share=0.5, days=30.0, quality=(1.5, 1.5), rate=0.1, split_by="key"
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """A log of versions 1 and 2 as the reader gives it, and all labels."""
     generator = np.random.default_rng(seed)
     parts = []
+    chance = None
     for version, part in (("1", 1 - share), ("2", share)):
-        found = requests(generator, round(keys * part), quality=quality[version == "2"], rate=rate)
+        if split_by == "key":
+            found = requests(generator, round(keys * part), quality=quality[version == "2"], rate=rate)
+            prefix = f"v{version}-"
+        else:
+            # The same customers, times and labels for both versions, of which each request meets one.
+            found = requests(np.random.default_rng(seed + 10**6), keys, quality=quality[version == "2"], rate=rate)
+            chance = generator.random(len(found.keys)) < share if chance is None else chance
+            found = divided(found, chance)[version == "2"]
+            prefix = "k"
         microseconds = (found.moments * days * 86_400e6).astype(np.int64)
         parts.append(
             pl.DataFrame(
                 {
-                    "key": [f"v{version}-{key}" for key in found.keys],
+                    "key": [f"{prefix}{key}" for key in found.keys],
                     "time": pl.Series(microseconds).cast(pl.Duration("us")) + FIRST,
                     "version": version,
                     "score": found.scores,

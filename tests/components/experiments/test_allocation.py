@@ -43,7 +43,7 @@ def test_a_right_split_is_never_called_wrong_and_one_a_few_points_off_is():
 
 def test_without_an_asked_share_or_without_keys_nothing_is_tested():
     found = check_allocation(np.array([True, True, False]), 0)
-    assert (found.keys, found.asked, found.mismatch) == ((1, 2), None, False)
+    assert (found.units, found.asked, found.mismatch) == ((1, 2), None, False)
     assert not check_allocation(np.array([], bool), 50).mismatch
 
 

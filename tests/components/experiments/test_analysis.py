@@ -12,7 +12,15 @@ from modelyard.components.experiments import analysis
 from modelyard.components.experiments.analysis import FUTILE, GO_ON, LOSER, WINNER, Look, Terms, analyze, judge
 from modelyard.components.experiments.confidence_sequence import Interval
 from modelyard.components.experiments.labelled_log import join_labels
-from tests.components.experiments.simulated_traffic import FIRST, arm, predictions, requests, write_log
+from tests.components.experiments.simulated_traffic import (
+    FIRST,
+    arm,
+    predictions,
+    requests,
+    split_by_key,
+    split_by_request,
+    write_log,
+)
 
 END = FIRST + timedelta(days=31)
 
@@ -26,17 +34,18 @@ def judged(log, labels, terms=Terms(share=50), now=END):
         trial="2",
         now=now,
         delay_days=terms.label_delay_days,
+        split_by=terms.split_by,
     )
     return judge(joined, terms, model_name="fraud", versions=("1", "2"))
 
 
-def missed(trials, *, keys, share, looks, seed=0, terms=Terms(), **traffic):
+def missed(trials, *, keys, share, looks, seed=0, terms=Terms(), split=split_by_key, **traffic):
     """Share of experiments between equal versions in which an interval excluded 0 at any look: PR-AUC, cost, scores; and a
     fixed 95 % interval of PR-AUC."""
     generator = np.random.default_rng(seed)
     missed = np.zeros(4)
     for _ in range(trials):
-        arms = tuple(arm(requests(generator, round(keys * part), **traffic), looks) for part in (1 - share, share))
+        arms = tuple(arm(part, looks) for part in split(generator, keys, share, **traffic))
         wrong = np.zeros(4, bool)
         for look in range(looks):
             found = analysis._look(arms, look, FIRST, terms)
@@ -60,10 +69,20 @@ def test_fifty_looks_leave_the_intervals_their_coverage_where_a_fixed_interval_l
     assert fixed > 0.1
 
 
+def test_intervals_keep_their_coverage_where_customers_meet_both_versions():
+    pr_auc, cost, scores, _ = missed(25, keys=300, share=0.3, looks=20, rate=0.1, alike=1.5, split=split_by_request)
+    # 25 experiments at 2.5 %, 2.5 % and 5 %: more than these has a chance below one in two hundred.
+    assert pr_auc <= 3 / 25
+    assert cost <= 3 / 25
+    assert scores <= 5 / 25
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "traffic",
     [
+        {"keys": 800, "share": 0.5, "rate": 0.1, "split": split_by_request},
+        {"keys": 400, "share": 0.2, "rate": 0.05, "alike": 2.0, "rows_per_key": 15.0, "split": split_by_request},
         {"keys": 800, "share": 0.5, "rate": 0.05},
         {"keys": 3000, "share": 0.1, "rate": 0.05},
         {"keys": 800, "share": 0.5, "rate": 0.2},
@@ -234,6 +253,7 @@ def test_looks_are_few_and_in_order_and_the_last_sees_everything(days):
         {"min_pr_auc_gain": math.inf},
         {"label_delay_days": -1},
         {"max_samples": -1},
+        {"split_by": "customer"},
     ],
 )
 def test_senseless_terms_are_refused(entries):
@@ -253,8 +273,29 @@ def test_nothing_is_said_of_a_difference_that_a_few_keys_carry_however_many_ther
         made = requests(generator, 300, rate=0.2)
         whale = np.arange(len(made.keys)) % 4 > 0
         # A customer who sends three requests in four, all positive and scored low, carries all there is.
-        arms.append(arm(replace(made, keys=np.where(whale, 300, made.keys), labels=made.labels | whale), 1))
+        keys = np.where(whale, 300, made.keys) + 1000 * len(arms)
+        arms.append(arm(replace(made, keys=keys, labels=made.labels | whale), 1))
     assert min(one.positive_keys for one in arms) > analysis.MIN_KEYS
     found = analysis._look(tuple(arms), 0, FIRST, Terms())
     assert found.pr_auc_difference is None
     assert found.cost_difference is None
+
+
+def test_a_decision_is_found_where_chance_decided_for_each_request():
+    for seed in range(3):
+        better, worse = (
+            judged(*predictions(seed, keys=2500, quality=pair, split_by="request"), Terms(share=50, split_by="request"))
+            for pair in ((1.2, 2.0), (2.0, 1.2))
+        )
+        assert (better.decision, worse.decision) == (WINNER, LOSER)
+        assert better.log.quality.crossed_keys > 1000
+        assert sum(better.log.matured) == better.log.quality.predictions
+        assert not any("both versions" in warning for warning in better.warnings)
+
+
+def test_requests_that_were_not_split_as_asked_forbid_a_decision():
+    log, labels = predictions(0, keys=2500, quality=(1.2, 2.0), share=0.4, split_by="request")
+    found = judged(log, labels, Terms(share=50, split_by="request"))
+    assert found.decision == GO_ON
+    assert f"{log.height:,} requests instead of 50 %" in found.reasons[0]
+    assert judged(log, labels, Terms(share=40, split_by="request")).decision == WINNER

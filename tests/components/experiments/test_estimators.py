@@ -11,14 +11,14 @@ from modelyard.components.evaluation.metrics import Terms, average_precision, cu
 from modelyard.components.experiments.estimators import (
     Estimated,
     average_precision_influence,
-    carrying_keys,
+    difference,
     expected_cost,
     pr_auc,
     ranked_rows,
     score_shares,
 )
 from modelyard.components.serving.buckets import SCORE_EDGES
-from tests.components.experiments.simulated_traffic import THRESHOLD, arm, requests
+from tests.components.experiments.simulated_traffic import THRESHOLD, Requests, arm, divided, requests
 
 ROWS = st.lists(st.tuples(st.booleans(), st.integers(0, 6).map(lambda step: step / 6)), min_size=2, max_size=30)
 
@@ -116,16 +116,65 @@ def test_a_look_sees_what_came_before_it_and_the_last_one_everything(clustered):
 def test_a_difference_rests_on_as_few_keys_as_send_most_of_the_requests():
     generator = np.random.default_rng(2)
 
-    def made(rows_of_each):
-        keys = np.repeat(np.arange(len(rows_of_each)), rows_of_each)
+    def made(rows_of_each, first):
+        keys = first + np.repeat(np.arange(len(rows_of_each)), rows_of_each)
         scores, labels = generator.random(len(keys)), generator.random(len(keys)) < 0.3
         return ranked_rows(scores, labels, scores > 0.5, keys, np.zeros(len(keys), int))
 
-    alike, other = made([5] * 200), made([5] * 200)
+    alike, other = made([5] * 200, 0), made([5] * 200, 200)
     for estimate in (pr_auc, lambda arm: expected_cost(arm, 1, 10)):
-        assert 50 < carrying_keys(estimate(alike), estimate(other)) <= 400
-    of_a_kind = Estimated(np.float64(0), np.float64(4), np.float64(4))
-    assert carrying_keys(of_a_kind, of_a_kind) == 8
-    dominated = Estimated(np.float64(0), np.float64(101), np.float64(100**2 + 1))
-    assert carrying_keys(dominated, dominated) < 2.1
-    assert carrying_keys(Estimated(0, 0, 0), Estimated(0, 0, 0)) == 0
+        assert 50 < difference(estimate(alike), estimate(other)).carrying_keys <= 400
+
+    def carried(control, trial, first=100):
+        estimates = (
+            Estimated(np.float64(0), start + np.arange(len(each)), np.array(each, float))
+            for start, each in ((0, control), (first, trial))
+        )
+        return difference(*estimates).carrying_keys
+
+    assert carried([1, -1, 1, -1], [1, 1, -1, -1]) == 8
+    assert carried([1, 10, 0], [10, -1, 1]) < 2.1
+    assert carried([0, 0], [0, 0]) == 0
+    # Of keys that both arms have, only what they do to the difference counts.
+    assert carried([3, -3, 1, -1], [3, -3, -1, 1], first=0) == 2
+
+
+@pytest.fixture(scope="module")
+def shared_customers():
+    """Alike rows of each customer, a third of them answered by the trial: the customers meet both versions."""
+    generator = np.random.default_rng(11)
+    found = requests(generator, 500, rows_per_key=12, rate=0.15, alike=1.5)
+    return found, generator.random(len(found.keys)) < 1 / 3
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [pr_auc, lambda arm: expected_cost(arm, 1, 10), lambda arm: score_shares(arm)[0]],
+    ids=["pr_auc", "cost", "shares"],
+)
+def test_a_differences_error_is_that_of_resampled_customers_who_meet_both_versions(shared_customers, estimate):
+    found, in_trial = shared_customers
+    control, trial = (estimate(arm(part, 1)) for part in divided(found, in_trial))
+    error = np.sqrt(difference(control, trial).variance)
+    generator = np.random.default_rng(0)
+    rows_of = [np.flatnonzero(found.keys == key) for key in range(500)]
+    drawn = []
+    for _ in range(250):
+        rows = np.concatenate([rows_of[key] for key in generator.integers(0, 500, 500)])
+        resampled = Requests(*(column[rows] for column in (found.keys, found.moments, found.labels, found.scores)))
+        one, other = (estimate(arm(part, 1)).value for part in divided(resampled, in_trial[rows]))
+        drawn.append(other - one)
+    spread = np.std(drawn, axis=0)
+    where = np.asarray(spread) > 0.003
+    assert where.any()
+    np.testing.assert_allclose(error[where], spread[where], rtol=0.2)
+    # Taken for strangers to each other, the arms would seem to differ by chance far more than they do.
+    assert (np.sqrt(control.variance + trial.variance)[where] / error[where]).max() > 1.15
+
+
+def test_arms_without_a_key_in_common_are_independent(clustered):
+    other = arm(requests(np.random.default_rng(4), 300), looks=1)
+    apart = ranked_rows(other.scores, other.labels, other.decisions, other.keys + 10_000, other.looks)
+    one, two = pr_auc(clustered), pr_auc(apart)
+    assert difference(one, two).variance == pytest.approx(one.variance + two.variance)
+    assert difference(one, one).variance == pytest.approx(0, abs=1e-15)

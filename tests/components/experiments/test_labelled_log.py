@@ -30,7 +30,7 @@ def labels(rows=200):
     return pl.DataFrame({"request_id": [f"r{number}" for number in range(rows)], "label": [False] * rows})
 
 
-def join(predictions=None, given=None, delay_days=0.0):
+def join(predictions=None, given=None, delay_days=0.0, split_by="key"):
     return join_labels(
         log() if predictions is None else predictions,
         labels() if given is None else given,
@@ -39,6 +39,7 @@ def join(predictions=None, given=None, delay_days=0.0):
         trial="2",
         now=NOW,
         delay_days=delay_days,
+        split_by=split_by,
     )
 
 
@@ -89,7 +90,8 @@ def test_keys_that_both_versions_answered_are_left_out_and_many_of_them_are_an_e
     found = join(changed("key", ["k9", "k9"]))
     assert (found.quality.crossed_keys, found.quality.crossed_rows) == (1, 3)
     assert found.rows.height == 197
-    assert "k9" not in found.keys["key"]
+    assert "k9" not in found.rows["key"]
+    assert found.units.height == 197
     with pytest.raises(InvalidInput, match="after the share was changed"):
         join(changed("key", ["same"] * 2 + ["same too"] * 2 + [f"pair{number // 2}" for number in range(40)]))
 
@@ -100,9 +102,37 @@ def test_requests_without_a_key_stand_for_themselves():
     assert found.rows["key"].n_unique() == 200
 
 
-def test_keys_are_in_the_order_of_their_first_requests():
+def test_keys_are_split_by_their_first_requests_in_the_order_of_time():
     found = join(changed("key", ["late", "a", "late"]))
-    assert found.keys["key"][:4].to_list() == ["late", "a", "k3", "k4"]
+    assert found.units["in_trial"][:4].to_list() == [False, True, True, False]
+    assert found.units.height == 199
+
+
+def test_where_requests_were_split_keys_that_both_versions_answered_stay():
+    frame = changed("key", [f"k{number % 20}" for number in range(200)]).with_columns(
+        pl.when(pl.int_range(200) % 3 == 0).then(pl.lit("2")).otherwise(pl.lit("1")).alias("version")
+    )
+    with pytest.raises(InvalidInput, match="split_by = 'request'"):
+        join(frame)
+    found = join(frame, split_by="request")
+    assert found.rows.height == 200
+    assert (found.quality.keys, found.quality.crossed_keys, found.quality.crossed_rows) == (20, 20, 200)
+    assert found.units["in_trial"].to_list() == [number % 3 == 0 for number in range(200)]
+
+
+def test_a_request_of_several_rows_is_split_once():
+    rows = log(request_id=[f"r{number // 2}" for number in range(200)], row=[number % 2 for number in range(200)])
+    rows = rows.with_columns(pl.Series("version", [str(1 + number // 2 % 2) for number in range(200)]))
+    given = labels(100).join(pl.DataFrame({"row": pl.Series([0, 1], dtype=pl.Int32)}), how="cross")
+    found = join(rows, given, split_by="request")
+    assert (found.rows.height, found.units.height) == (200, 100)
+
+
+def test_keys_that_stay_with_a_version_were_not_split_by_request():
+    frame = changed("key", [f"v{1 + number % 2}-{number % 40}" for number in range(200)])
+    assert join(frame).quality.crossed_keys == 0
+    with pytest.raises(InvalidInput, match=r"0 keys were answered by both versions, and about 3\d would be .* give 'key'"):
+        join(frame, split_by="request")
 
 
 def test_rows_without_score_or_decision_are_left_out():

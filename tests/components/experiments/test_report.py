@@ -19,6 +19,7 @@ def page_of(log, labels, terms, name="fraud <b>&"):
         trial="2",
         now=FIRST + timedelta(days=31),
         delay_days=terms.label_delay_days,
+        split_by=terms.split_by,
     )
     return assert_self_contained(render_report(judge(joined, terms, model_name=name, versions=("1", "2"))))
 
@@ -42,6 +43,12 @@ def test_the_decision_is_on_top_with_its_reasons(page):
 
 def test_the_split_is_shown_beside_what_was_asked(page):
     assert {"asked 70 %", "asked 30 %"} <= set(page.texts["span"])
+
+
+def test_what_was_split_is_named(page):
+    by_request = page_of(*predictions(0, keys=400, split_by="request"), Terms(share=50, split_by="request"))
+    assert {"Keys", "Share of keys"} <= set(page.texts["th"])
+    assert {"Requests", "Share of requests"} <= set(by_request.texts["th"])
 
 
 @pytest.mark.parametrize(
