@@ -100,6 +100,11 @@ class Session:
         self.completed = False
 
     @property
+    def checkpoint_uri(self) -> str:
+        """Where this training's checkpoint is kept; empty for nowhere."""
+        return self._checkpoint.uri
+
+    @property
     def rounds_done(self) -> int:
         return len(self.history.get(CRITERION, ()))
 

@@ -163,7 +163,8 @@ def train_network(
         matrix = encoded(train, spec)
         held_out = encoded(validation, spec)
         network = Network(prepare(matrix, spec), parameters)
-        fit(session, network, parameters, device, mixed, matrix, train.labels, held_out, validation.labels, Alone())
+        share = train.positives / train.rows
+        fit(session, network, parameters, device, mixed, matrix, train.labels, held_out, validation.labels, share, Alone())
         return session.deliver(
             destination=Path(destination),
             spec=spec,
@@ -346,6 +347,7 @@ def fit(
     labels: np.ndarray,
     held_out: np.ndarray,
     held_out_labels: np.ndarray,
+    share: float,
     team: Alone,
 ) -> None:
     """Trains to the end, and leaves the network on the CPU with the weights of the best epoch.
@@ -358,12 +360,12 @@ def fit(
         mixed: whether to compute in 16 bits.
         matrix, labels: this node's encoded training rows.
         held_out, held_out_labels: validation rows; used on the first node alone.
+        share: share of positives among all training rows.
         team: the nodes that learn together; a batch is divided among them.
     """
     torch = import_torch()
     module = network.module
     weight = float(session.plan.parameters["positive_weight"])
-    share = session.plan.train.positives / session.plan.train.rows
     with torch.no_grad():
         # Starting at the classes' own odds spares the first epochs from learning them.
         module["out"].bias.fill_(math.log(share * weight / (1 - share)))

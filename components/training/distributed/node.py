@@ -1,0 +1,155 @@
+"""What runs on each node: ``python -m modelyard.components.training.distributed.node FOLDER``.
+
+It takes its rows from the job's folder, learns with the other nodes, and node 0 leaves model and result there. It ends with 0
+when that is done, with 75 when it was asked to stop and left a checkpoint, and with 1, and the reason, otherwise.
+
+In a cluster the credentials of the object store are those of the pod's service account, or the keys of a Secret mounted
+at ``MOUNTED_CREDENTIALS``: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, or ``gcloud-application-credentials.json``.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from modelyard.components.errors import InvalidInput, ModelyardError
+from modelyard.components.training.checkpoints import CheckpointFile
+from modelyard.components.training.distributed.assignment import Assignment
+from modelyard.components.training.distributed.job_folder import (
+    ASSIGNMENT,
+    CHECKPOINT,
+    MODEL,
+    PROGRESS,
+    RESULT,
+    VALIDATION,
+    JobFolder,
+    shard,
+)
+from modelyard.components.training.distributed.shards import read_shard
+from modelyard.components.training.distributed.team import TeamSession, place_from_environment
+from modelyard.components.training.session import Interrupted, Plan
+
+MOUNTED_CREDENTIALS = Path("/var/run/secrets/modelyard-storage")
+STOPPED = os.EX_TEMPFAIL
+
+
+class _Progress:
+    """Stands for the MLflow run, which belongs to the step: it gets the rounds' metrics through the folder."""
+
+    run_id = ""
+
+    def __init__(self, folder: JobFolder, rank: int) -> None:
+        self._folder, self._rank = folder, rank
+
+    def log_history(self, history: dict[str, list[float]], *, last: bool = False) -> None:
+        if self._rank == 0:
+            self._folder.put_json(PROGRESS, history)
+
+
+def take_part(folder: JobFolder) -> None:
+    """Trains with the other nodes.
+
+    Raises:
+        InvalidInput: the folder or the environment is not that of a node.
+        NotAvailable: another node, the device or the store is not there.
+        Interrupted: a node was asked to stop; the checkpoint is written.
+    """
+    content = folder.get_json(ASSIGNMENT)
+    if content is None:
+        raise InvalidInput("folder", folder.uri, "there is no training in it; nodes are started by train_distributed")
+    assignment = Assignment(**content)
+    place = place_from_environment(assignment.trainer)
+    if place.size != assignment.nodes:
+        raise InvalidInput("nodes", place.size, f"the training is divided among {assignment.nodes}")
+    if assignment.trainer == "xgboost":
+        from modelyard.components.training.distributed.boosting import BoostingTeam, boost_together
+
+        team: Any = BoostingTeam(place.rank)
+        learn: Any = boost_together
+        modules = ("xgboost", "numpy")
+    else:
+        from modelyard.components.training.distributed.network import NetworkTeam, fit_together
+
+        team = NetworkTeam(place, assignment.device)
+        learn = fit_together
+        modules = ("torch", "onnx", "onnxruntime", "numpy")
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        team.stop_asked = True
+
+    with tempfile.TemporaryDirectory(prefix="modelyard-node-") as aside:
+        rows = read_shard(_fetched(folder, shard(place.rank), aside), assignment.spec, assignment.train_digest)
+        held_out = read_shard(_fetched(folder, VALIDATION, aside), assignment.spec, assignment.validation_digest)
+        plan = Plan(
+            trainer="train_distributed",
+            model_name="",
+            train=rows,
+            validation=held_out,
+            parameters=assignment.shaping,
+            versions={},
+            rounds=assignment.rounds,
+            patience=assignment.patience,
+            checkpoint_uri="",
+            checkpoint_rounds=assignment.checkpoint_rounds,
+        )
+        checkpoint = CheckpointFile(folder.of(CHECKPOINT))
+        resumed = checkpoint.load()
+        session = TeamSession(plan, _Progress(folder, place.rank), checkpoint, resumed)  # type: ignore[arg-type]
+        if resumed is not None:
+            print(f"Going on after round {session.rounds_done}.", flush=True)
+        model = Path(aside, assignment.model_file)
+        signal.signal(signal.SIGTERM, ask_to_stop)
+        learn(session, team, place, assignment, rows, held_out, model)
+        if place.rank == 0:
+            from modelyard.components.training.versions import library_versions
+
+            folder.put(MODEL, model)
+            folder.put_json(RESULT, {"history": session.history, "versions": library_versions(*modules)})
+
+
+def _fetched(folder: JobFolder, name: str, aside: str) -> Path:
+    path = folder.get(name, Path(aside, name))
+    if path is None:
+        raise InvalidInput("folder", folder.of(name), "it is not there; run the step again, which divides the rows anew")
+    return path
+
+
+def _take_credentials() -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        path = MOUNTED_CREDENTIALS / name
+        if path.is_file():
+            os.environ.setdefault(name, path.read_text(encoding="utf-8").strip())
+    account = MOUNTED_CREDENTIALS / "gcloud-application-credentials.json"
+    if account.is_file():
+        os.environ.setdefault("GOOGLE_APPLICATION_CREDENTIALS", str(account))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(STOPPED)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a node; returns its exit status."""
+    # The first process of a container ignores a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, _leave)
+    _take_credentials()
+    try:
+        (uri,) = arguments
+        take_part(JobFolder(uri))
+    except Interrupted as stopped:
+        print(stopped, flush=True)
+        return STOPPED
+    except ModelyardError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # XGBoost's threads may outlive a failed collective: nothing is left to be done that they could hold up.
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)
