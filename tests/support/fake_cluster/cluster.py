@@ -19,7 +19,7 @@ from typing import Any
 from tests.support.fake_cluster.api import Api, Meeting
 from tests.support.fake_cluster.knative import KnativeController
 from tests.support.fake_cluster.standard import StandardController
-from tests.support.fake_cluster.store import Object, Store
+from tests.support.fake_cluster.store import RESOURCES, Object, Store
 from tests.support.fake_cluster.workloads import Trouble, Workloads
 
 _ANSWERS_WITHIN = 20.0
@@ -42,6 +42,7 @@ class FakeCluster:
         runtimes: the ClusterServingRuntimes that it has.
         gpus: how many GPUs its nodes have, all together.
         step_seconds: how long the controllers rest after a step that changed something.
+        controllers: whether there are any; without them it is an API server alone.
 
     Attributes:
         kubeconfig: path of the file.
@@ -57,6 +58,7 @@ class FakeCluster:
         runtimes: Iterable[str] = ("modelyard-predictor", "modelyard-triton"),
         gpus: int = 0,
         step_seconds: float = 0.002,
+        controllers: bool = True,
     ) -> None:
         self.namespace, self.kubeconfig = namespace, folder / "kubeconfig.json"
         self.requests: list[tuple[str, str, int]] = []
@@ -80,6 +82,7 @@ class FakeCluster:
         ]
         self._step_seconds = step_seconds
         self._stopped, self._paused = threading.Event(), threading.Event()
+        self._has_controllers = controllers
         self._settled_at, self._failure = -1, None
         self._api = Api(self)
         for name in runtimes:
@@ -97,8 +100,9 @@ class FakeCluster:
         self._server.start()
         if not started.wait(_ANSWERS_WITHIN):
             raise TimeoutError("the fake cluster does not start")
-        self._controllers = threading.Thread(target=self._control, daemon=True)
-        self._controllers.start()
+        if self._has_controllers:
+            self._controllers = threading.Thread(target=self._control, daemon=True)
+            self._controllers.start()
         user = {"name": "tester", "user": {"token": self._api.token}}
         context = {"cluster": "fake", "user": "tester", "namespace": self.namespace}
         content = {
@@ -114,7 +118,8 @@ class FakeCluster:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._controllers.join()
+        if self._has_controllers:
+            self._controllers.join()
         self._server.join()
         if self._failure is not None:
             raise self._failure
@@ -140,7 +145,7 @@ class FakeCluster:
         return self._standard.traffic(name, namespace) or self._knative.traffic(name, namespace)
 
     def _within(self, kind: str, namespace: str | None) -> str:
-        return "" if kind.startswith("cluster") else namespace or self.namespace
+        return (namespace or self.namespace) if RESOURCES[kind].namespaced else ""
 
     # What happens to it
 

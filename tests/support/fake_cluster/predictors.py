@@ -59,6 +59,9 @@ def template_of(store: Store, service: Object, predictor: Object) -> Object:
         **{name: value for name, value in model.items() if name not in _NOT_OF_THE_CONTAINER},
     }
     spec = {name: value for name, value in predictor.items() if name not in _NOT_OF_THE_POD}
+    volumes = [*found["spec"].get("volumes", []), *spec.get("volumes", [])]
+    if volumes:
+        spec["volumes"] = list({each["name"]: each for each in volumes}.values())
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": {**spec, "containers": [container]}}
 
 

@@ -33,6 +33,8 @@ class Resource:
 RESOURCES = {
     "configmaps": Resource("", "v1", "configmaps", "ConfigMap", has_status=False),
     "secrets": Resource("", "v1", "secrets", "Secret", has_status=False),
+    "namespaces": Resource("", "v1", "namespaces", "Namespace", namespaced=False),
+    "serviceaccounts": Resource("", "v1", "serviceaccounts", "ServiceAccount", has_status=False),
     "pods": Resource("", "v1", "pods", "Pod"),
     "services": Resource("", "v1", "services", "Service"),
     "deployments": Resource("apps", "v1", "deployments", "Deployment"),
@@ -88,6 +90,10 @@ class Store:
             and namespace in ("", within)
             and (labels or {}).items() <= kept.content["metadata"].get("labels", {}).items()
         ]
+
+    def holds(self, found: Object, wanted: Object) -> bool:
+        """Whether an object that was read is what it should be, metadata and status aside."""
+        return {name: value for name, value in _of_generation(found).items() if name not in ("apiVersion", "kind")} == wanted
 
     def create(self, kind: str, content: Object, manager: str, *, dry_run: bool = False) -> Object:
         """Makes an object."""

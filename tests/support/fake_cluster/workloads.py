@@ -233,10 +233,9 @@ def put(store: Store, kind: str, name: str, namespace: str, content: Object, man
     metadata = {**content.get("metadata", {}), "name": name, "namespace": namespace}
     if found is None:
         return store.create(kind, {**content, "metadata": metadata}, manager)
-    spec = {key: value for key, value in found.items() if key not in ("status", "metadata", "apiVersion", "kind")}
     wanted = {key: value for key, value in content.items() if key != "metadata"}
     kept = {key: value for key, value in found["metadata"].items() if key in metadata}
-    if spec == wanted and kept == metadata:
+    if kept == metadata and store.holds(found, wanted):
         return found
     return store.replace(kind, name, namespace, {**wanted, "metadata": {**found["metadata"], **metadata}}, manager)
 
