@@ -1,11 +1,13 @@
 """A small Feast repo whose sources a test rewrites, and the ways to ask it: Feast's own DuckDB store is the oracle."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import ibis
 import polars as pl
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.data_source import DataSource
 from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreConfig
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 from feast.repo_config import RepoConfig, load_repo_config
@@ -42,8 +44,13 @@ class LossyOfflineStoreConfig(DaskOfflineStoreConfig):
     type: str = "tests.support.feast_oracle.LossyOfflineStore"
 
 
-def create_repo(folder: Path) -> None:
-    """Applies the definitions in ``folder``; its sources are empty files until ``write_source`` fills them."""
+def create_repo(folder: Path, source: Callable[..., DataSource] = FileSource) -> None:
+    """Applies the definitions in ``folder``; its sources are empty files until ``write_source`` fills them.
+
+    Args:
+        folder: where the repo is made.
+        source: Feast's class of the sources, or what makes one of the same arguments.
+    """
     # DuckDB takes a file rewritten within the same moment for the one that it knows.
     ibis.get_backend().raw_sql("SET enable_external_file_cache = false")
     (folder / "data").mkdir(parents=True)
@@ -54,16 +61,16 @@ def create_repo(folder: Path) -> None:
     shop = Entity(name="shop", join_keys=["shop"], value_type=ValueType.STRING)
     types = {pl.Int64: Int64, pl.Float64: Float64, pl.String: String}
 
-    def view(source: str, entities: list[Entity], ttl: timedelta, created: str, name: str = "") -> FeatureView:
-        columns = {column: kind for column, kind in SOURCES[source].items() if column not in ("customer_id", "shop")}
+    def view(file: str, entities: list[Entity], ttl: timedelta, created: str, name: str = "") -> FeatureView:
+        columns = {column: kind for column, kind in SOURCES[file].items() if column not in ("customer_id", "shop")}
         return FeatureView(
-            name=name or source,
+            name=name or file,
             entities=entities,
             ttl=ttl,
             schema=[Field(name=column, dtype=types[kind]) for column, kind in columns.items()],
-            source=FileSource(
-                name=name or source,
-                path=str(folder / "data" / f"{source}.parquet"),
+            source=source(
+                name=name or file,
+                path=str(folder / "data" / f"{file}.parquet"),
                 timestamp_field="event_timestamp",
                 created_timestamp_column=created,
             ),
