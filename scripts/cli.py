@@ -189,6 +189,7 @@ _MODULES = {
     "serve": "serving",
     "status": "serving",
     "stop": "serving",
+    "promote": "serving",
     "rollback": "serving",
     "split": "serving",
     "docs": "documentation",
@@ -270,11 +271,12 @@ def _add_serving(commands: Any) -> None:
     status = _command(
         commands,
         "status",
-        "show what is served on this machine, and how it is",
+        "show what is served, and how it is",
         "Shows each model's versions with their share of the traffic, what they did, and the last rollout.\n"
         "Exits with 1 if something that is to be served does not answer.",
+        "examples:\n  modelyard status\n  modelyard status fraud --target kserve --namespace models",
     )
-    status.add_argument("name", metavar="NAME", nargs="?", default="", help="one model (default: all)")
+    status.add_argument("name", metavar="NAME", nargs="?", default="", help="one model (default: all on this machine)")
     status.add_argument("--json", action="store_true", help="everything there is to know, for scripts")
     stop = _command(
         commands,
@@ -282,13 +284,27 @@ def _add_serving(commands: Any) -> None:
         "end all serving on this machine",
         "Ends proxy and predictors once what they are at is answered. modelyard serve brings them back.",
     )
+    promote = _command(
+        commands,
+        "promote",
+        "put the version on trial, or another one, in charge by hand",
+        "Ends the rollout that is under way, and gives the version on trial all the traffic without waiting for a decision.\n"
+        "With --version, another registered version, ready before it gets the traffic. The registry must agree: the version\n"
+        "becomes champion only in place of the one that it was judged against.",
+        "examples:\n  modelyard promote fraud\n"
+        "  modelyard promote fraud --version 4 --target kserve --namespace models --reason 'a fix that cannot wait'",
+    )
+    promote.add_argument("name", metavar="NAME", help="the served model")
+    promote.add_argument("--version", default="", help="the registered version (default: the one on trial)")
+    promote.add_argument("--reason", default="", metavar="TEXT", help="why, for the registry")
     rollback = _command(
         commands,
         "rollback",
         "end a trial, or put the version served before back in charge",
         "Ends the trial that is under way. If there is none, puts the version served before back in charge, verified.\n"
         "In one step, and also without MLflow, which is told later.",
-        "examples:\n  modelyard rollback fraud --reason 'too many complaints'",
+        "examples:\n  modelyard rollback fraud --reason 'too many complaints'\n"
+        "  modelyard rollback fraud --target kserve --namespace models",
     )
     rollback.add_argument("name", metavar="NAME", help="the served model")
     rollback.add_argument("--reason", default="", metavar="TEXT", help="why, for the registry")
@@ -305,7 +321,14 @@ def _add_serving(commands: Any) -> None:
     split.add_argument("--share", type=int, metavar="PERCENT", help="percent of the traffic, 0 to 100")
     split.add_argument("--mirror", action="store_true", help="give it a copy of the traffic and throw its answers away")
     split.add_argument("--end", action="store_true", help="end the split: all traffic to the version in charge")
-    for command in (serve, status, stop, rollback, split):
+    for command in (status, split, promote, rollback):
+        command.add_argument(
+            "--target", choices=("local", "kserve"), default="local", help="where it is served (default: local, this machine)"
+        )
+        command.add_argument(
+            "--namespace", default="", help="of the InferenceService, for kserve (default: that of the kubeconfig's context)"
+        )
+    for command in (serve, status, stop, split, promote, rollback):
         command.add_argument(
             "--home", metavar="DIR", help="folder of all local state (default: $MODELYARD_HOME, else ./.modelyard)"
         )

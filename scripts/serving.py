@@ -1,10 +1,11 @@
-"""``modelyard serve``, ``status``, ``stop``, ``rollback`` and ``split``: what is served on this machine, and how it is."""
+"""``modelyard serve``, ``stop``, ``status``, ``split``, ``promote`` and ``rollback``: what is served, here or on a cluster."""
 
 import argparse
 import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,21 +16,22 @@ from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.rollout.record import is_held
 from modelyard.components.serving.buckets import LATENCY_EDGES, SCORE_EDGES
 from modelyard.components.serving.local.target import Health, LocalTarget
-from modelyard.components.serving.target import Arm, Counts, ServedModel, ServingState
+from modelyard.components.serving.target import Arm, Counts, ServingState, ServingTarget
+from modelyard.components.serving.targets import LOCAL, command_options, open_target
 from modelyard.scripts import cli
 
 
 def serve_command(arguments: argparse.Namespace) -> int:
-    target = _target(arguments, arguments.port)
+    target = _local(arguments, arguments.port)
     if arguments.version and not arguments.name:
         raise InvalidInput("--version", arguments.version, "name the model as well")
     if arguments.name:
-        from modelyard.components.rollout.registry_side import finish_pending
+        from modelyard.components.rollout.registry_side import find, finish_pending
 
         # What a rollback could not tell the registry comes before asking it who is champion.
         for change in finish_pending(target, arguments.name):
             print(f"registry, left from before: {change}")
-        model = _registered(arguments.name, arguments.version)
+        model = find(arguments.name, arguments.version)
         stable = target.state(arguments.name).stable
         if stable is None or stable.model.digest != model.digest:
             target.restore(arguments.name, model)
@@ -37,7 +39,7 @@ def serve_command(arguments: argparse.Namespace) -> int:
     names = [arguments.name] if arguments.name else target.model_names()
     states = [target.state(name) for name in names]
     for state in states:
-        print("\n".join(_described(target, state)))
+        print("\n".join(_described(target, state, "")))
     for state in states:
         if state.stable and state.stable.ready:
             print(f"\n{how_to_call(target, state.model_name)}")
@@ -48,7 +50,9 @@ def serve_command(arguments: argparse.Namespace) -> int:
 
 
 def status_command(arguments: argparse.Namespace) -> int:
-    target = _target(arguments)
+    target, options = _opened(arguments)
+    if not isinstance(target, LocalTarget):
+        return _status_there(target, arguments, options)
     names, health = target.model_names(), target.health()
     if arguments.name:
         if arguments.name not in names:
@@ -57,52 +61,79 @@ def status_command(arguments: argparse.Namespace) -> int:
         names = [arguments.name]
     states = [target.state(name) for name in names]
     if arguments.json:
-        print(json.dumps(_content(target, states, health), indent=1))
+        print(json.dumps({**asdict(health), **_content(target, states)}, indent=1))
     else:
         for state in states:
-            print("\n".join(_described(target, state)))
+            print("\n".join(_described(target, state, options)))
         print("\n".join(_described_health(health, names)))
     well = health.proxy and not health.problem and all(_answers(state) for state in states)
     return cli.OK if well or not (health.wanted or health.problem) else cli.FAILED
 
 
+def _status_there(target: ServingTarget, arguments: argparse.Namespace, options: str) -> int:
+    if not arguments.name:
+        raise InvalidInput("model", "", f"name the one to show: modelyard status NAME{options}")
+    state = target.state(arguments.name)
+    _check_served(target, state)
+    if arguments.json:
+        print(json.dumps(_content(target, [state]), indent=1))
+    else:
+        print("\n".join(_described(target, state, options)))
+    return cli.OK if _answers(state) else cli.FAILED
+
+
 def stop_command(arguments: argparse.Namespace) -> int:
-    target = _target(arguments)
-    target.stop()
+    _local(arguments).stop()
     print("stopped; modelyard serve brings back what was served")
+    return cli.OK
+
+
+def promote_command(arguments: argparse.Namespace) -> int:
+    from modelyard.components.rollout.promoting import promote
+
+    target, options = _opened(arguments)
+    done = promote(arguments.name, arguments.version, target, arguments.reason)
+    instead = f" in place of version {done.replaced}" if done.replaced else ""
+    print(f"{arguments.name}: version {done.version} is in charge{instead}")
+    if done.replaced:
+        print(f"  modelyard rollback {arguments.name}{options} takes that back")
     return cli.OK
 
 
 def rollback_command(arguments: argparse.Namespace) -> int:
     from modelyard.components.rollout.rollback import roll_back
 
-    target = _target(arguments)
+    target, _ = _opened(arguments)
     done = roll_back(arguments.name, target, arguments.reason)
     stays = f"version {done.version} is in charge" if done.version else "no version is in charge"
     print(f"{arguments.name}: {stays}, version {done.replaced} was taken back")
     print(f"  registry  {done.registry}")
     if _pending(target, arguments.name):
-        print(f"            {_who_tells_it(arguments.name)}")
+        print(f"            {_who_tells_it(target, arguments.name)}")
     return cli.OK
 
 
 def split_command(arguments: argparse.Namespace) -> int:
-    target = _target(arguments)
+    from modelyard.components.rollout.registry_side import find
+
+    target, options = _opened(arguments)
     state = target.state(arguments.name)
     if arguments.end:
         if arguments.version or arguments.share is not None or arguments.mirror:
             raise InvalidInput("--end", True, "it takes no --version, --share or --mirror")
-        if arguments.name not in (names := target.model_names()):
-            raise InvalidInput("model", arguments.name, f"it is not served here; what is: {', '.join(names) or 'nothing'}")
+        _check_served(target, state)
         target.roll_back(arguments.name)
     else:
         if not arguments.version or arguments.share is None:
             raise InvalidInput("split", arguments.name, "give --version and --share, or --end")
         if not 0 <= arguments.share <= 100:
             raise InvalidInput("--share", arguments.share, "give a whole number from 0 to 100")
+        if arguments.mirror and not target.mirrors:
+            raise InvalidInput("--mirror", True, f"target {arguments.target} cannot copy traffic")
         if state.stable is None:
-            raise InvalidInput("model", arguments.name, "it has no version in charge to split from; modelyard serve NAME first")
-        model = _registered(arguments.name, arguments.version)
+            begin = f"promote {arguments.name} --version VERSION{options}" if options else f"serve {arguments.name}"
+            raise InvalidInput("model", arguments.name, f"it has no version in charge to split from; modelyard {begin} first")
+        model = find(arguments.name, arguments.version)
         if model.digest == state.stable.model.digest:
             raise InvalidInput("--version", arguments.version, "it is in charge already; name another one")
         target.start_canary(arguments.name, model)
@@ -112,7 +143,7 @@ def split_command(arguments: argparse.Namespace) -> int:
             target.roll_back(arguments.name)
             raise NotAvailable(f"version {arguments.version} of {arguments.name!r} cannot be served: {reason}")
         target.set_share(arguments.name, arguments.share, mirror=arguments.mirror)
-    print("\n".join(_described(target, target.state(arguments.name))))
+    print("\n".join(_described(target, target.state(arguments.name), options)))
     return cli.OK
 
 
@@ -139,26 +170,30 @@ def _golden_row(directory: Path | None) -> dict[str, Any]:
     return values
 
 
-def _target(arguments: argparse.Namespace, port: int = 0) -> LocalTarget:
+def _local(arguments: argparse.Namespace, port: int = 0) -> LocalTarget:
     if arguments.home:
         os.environ["MODELYARD_HOME"] = arguments.home
     return LocalTarget(settings.home(), port)
 
 
-def _registered(model_name: str, version: str) -> ServedModel:
-    """A version of the registry, by default the champion."""
-    from modelyard.components.artifacts.names import check_model_name
-    from modelyard.components.registry import versions
-    from modelyard.components.tracking.connection import client, reachable
+def _opened(arguments: argparse.Namespace) -> tuple[ServingTarget, str]:
+    """The target that is asked for, and what commands need to reach it again."""
+    if arguments.target == LOCAL:
+        if arguments.namespace:
+            raise InvalidInput("--namespace", arguments.namespace, "it belongs to a cluster: give --target kserve with it")
+        return _local(arguments), ""
+    if arguments.home:
+        os.environ["MODELYARD_HOME"] = arguments.home
+    serving = {"namespace": arguments.namespace}
+    return open_target(arguments.target, serving), command_options(arguments.target, serving)
 
-    check_model_name(model_name)
-    registry = client()
-    with reachable():
-        number = version or versions.aliases(registry, model_name).get(versions.CHAMPION, "")
-        if not number:
-            raise InvalidInput("model", model_name, "the registry has no champion of this name; release one, or give --version")
-        found = versions.get_version(registry, model_name, number)
-    return ServedModel(str(found.version), found.tags["digest"], found.source)
+
+def _check_served(target: ServingTarget, state: ServingState) -> None:
+    if state.stable is None and state.canary is None:
+        remedy = "it is not served there"
+        if isinstance(target, LocalTarget):
+            remedy = f"it is not served here; what is: {', '.join(target.model_names()) or 'nothing'}"
+        raise InvalidInput("model", state.model_name, remedy)
 
 
 def _answers(state: ServingState) -> bool:
@@ -178,7 +213,10 @@ def _what_to_do(target: LocalTarget, state: ServingState, stable: Arm) -> str:
     )
 
 
-def _counts(target: LocalTarget, model_name: str) -> tuple[Counts | None, Counts | None]:
+def _counts(target: ServingTarget, model_name: str) -> tuple[Counts | None, Counts | None]:
+    if not isinstance(target, LocalTarget):
+        # A cluster's counts begin when somebody begins to look.
+        return None, None
     try:
         counts = target.counts(model_name)
     except NotAvailable:
@@ -187,7 +225,7 @@ def _counts(target: LocalTarget, model_name: str) -> tuple[Counts | None, Counts
     return counts.stable, counts.canary
 
 
-def _described(target: LocalTarget, state: ServingState) -> Iterator[str]:
+def _described(target: ServingTarget, state: ServingState, options: str) -> Iterator[str]:
     yield f"{state.model_name}  {state.url}/v1/models/{state.model_name}:predict"
     for label, arm, counts in zip(
         ("stable", "canary"), (state.stable, state.canary), _counts(target, state.model_name), strict=True
@@ -198,16 +236,23 @@ def _described(target: LocalTarget, state: ServingState) -> Iterator[str]:
     if taken_back:
         version = taken_back["from"]["version"]
         yield f"  previous  version {version}, taken back: {taken_back['reason']}"
-        yield f"            modelyard serve {state.model_name} --version {version} serves it again"
+        again = (
+            f"promote {state.model_name} --version {version}{options}"
+            if options
+            else f"serve {state.model_name} --version {version}"
+        )
+        yield f"            modelyard {again} serves it again"
     elif state.previous:
-        yield f"  previous  version {state.previous.version}  (modelyard rollback {state.model_name} brings it back)"
+        yield f"  previous  version {state.previous.version}  (modelyard rollback {state.model_name}{options} brings it back)"
     if rollout := _last_rollout(target, state.model_name):
         yield f"  rollout   {_told(rollout)}{_since_then(rollout, taken_back)}"
         if rollout["interrupted"]:
-            yield f"            {_how_to_go_on(state, rollout)}"
+            yield f"            {_how_to_go_on(state, rollout, options)}"
+    if version := _half_promoted(target, state.model_name):
+        yield f"  promotion of version {version}, half done: modelyard promote {state.model_name}{options} finishes it"
     for change in _pending(target, state.model_name):
         yield f"  registry  not told yet: {_change_told(change)}"
-        yield f"            {_who_tells_it(state.model_name)}"
+        yield f"            {_who_tells_it(target, state.model_name)}"
 
 
 def _described_arm(label: str, arm: Arm, counts: Counts | None) -> Iterator[str]:
@@ -219,28 +264,39 @@ def _described_arm(label: str, arm: Arm, counts: Counts | None) -> Iterator[str]
         yield f"            {line}"
 
 
-def _last_rollout(target: LocalTarget, model_name: str) -> dict[str, Any]:
+def _last_rollout(target: ServingTarget, model_name: str) -> dict[str, Any]:
     """What the last rollout's notes say in short; empty if there was none."""
-    rollout = (target.read_record(model_name) or {}).get("rollout") or {}
+    notes = target.read_record(model_name) or {}
+    rollout = notes.get("rollout") or {}
     if not rollout:
         return {}
+    if isinstance(target, LocalTarget):
+        at_work = is_held(settings.home(), model_name)
+    else:
+        at_work = (notes.get("holder") or {}).get("until", 0.0) > time.time()
     told = {name: rollout[name] for name in ("version", "digest", "phase", "decision", "outcome", "reasons") if name in rollout}
     return {
         **told,
-        "interrupted": not told.get("outcome") and not is_held(settings.home(), model_name),
+        "interrupted": not told.get("outcome") and not at_work,
     }
 
 
-def _how_to_go_on(state: ServingState, rollout: dict[str, Any]) -> str:
+def _how_to_go_on(state: ServingState, rollout: dict[str, Any], options: str) -> str:
     """About a rollout that no process is at work on, though it has not ended."""
     canary, again = state.canary, "run the release again to go on"
     if canary is None or canary.model.digest != rollout["digest"]:
         return f"interrupted: {again}"
     has = f"a copy of {canary.share} %" if canary.mirrored else f"{canary.share} %"
-    return f"interrupted, has {has} of the traffic: {again}, or modelyard split {state.model_name} --end"
+    return f"interrupted, has {has} of the traffic: {again}, or modelyard split {state.model_name} --end{options}"
 
 
-def _taken_back(target: LocalTarget, state: ServingState) -> dict[str, Any]:
+def _half_promoted(target: ServingTarget, model_name: str) -> str:
+    """The version that somebody began to put in charge by hand and did not; empty if there is none."""
+    promoted = (target.read_record(model_name) or {}).get("promoted") or {}
+    return str(promoted["model"]["version"]) if promoted and not promoted["answer"] else ""
+
+
+def _taken_back(target: ServingTarget, state: ServingState) -> dict[str, Any]:
     """The notes of the last rollback, if what is served is what it left, so that repeating it changes nothing; else empty."""
     done = (target.read_record(state.model_name) or {}).get("rolled_back") or {}
     if not done.get("answer") or done["trial"] or state.stable is None or state.previous is None:
@@ -256,7 +312,7 @@ def _since_then(rollout: dict[str, Any], taken_back: dict[str, Any]) -> str:
     return f"; taken back since: {taken_back['reason']}"
 
 
-def _pending(target: LocalTarget, model_name: str) -> list[dict[str, str]]:
+def _pending(target: ServingTarget, model_name: str) -> list[dict[str, str]]:
     """Changes that the registry could not be told."""
     return (target.read_record(model_name) or {}).get("pending") or []
 
@@ -267,8 +323,9 @@ def _change_told(change: dict[str, str]) -> str:
     return f"version {change['version']} is to be champion again, version {change['replacing']} to be sent back"
 
 
-def _who_tells_it(model_name: str) -> str:
-    return f"the next rollout, rollback or modelyard serve {model_name} tells it"
+def _who_tells_it(target: ServingTarget, model_name: str) -> str:
+    local = f"modelyard serve {model_name}" if isinstance(target, LocalTarget) else "promotion"
+    return f"the next rollout, rollback or {local} tells it"
 
 
 def _told(rollout: dict[str, Any]) -> str:
@@ -297,9 +354,8 @@ def _described_health(health: Health, names: list[str]) -> Iterator[str]:
         yield f"problem     {health.problem}"
 
 
-def _content(target: LocalTarget, states: list[ServingState], health: Health) -> dict[str, Any]:
+def _content(target: ServingTarget, states: list[ServingState]) -> dict[str, Any]:
     return {
-        **asdict(health),
         # Of the counts by latency (seconds) and score: each holds what is at most its edge, and one more the rest.
         "latency_edges": LATENCY_EDGES,
         "score_edges": SCORE_EDGES,
@@ -307,7 +363,7 @@ def _content(target: LocalTarget, states: list[ServingState], health: Health) ->
     }
 
 
-def _model_content(target: LocalTarget, state: ServingState) -> dict[str, Any]:
+def _model_content(target: ServingTarget, state: ServingState) -> dict[str, Any]:
     counts = dict(zip(("stable", "canary"), _counts(target, state.model_name), strict=True))
     arms = {
         label: {**asdict(arm), "counts": asdict(found) if (found := counts[label]) else None} if arm else None

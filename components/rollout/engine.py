@@ -78,6 +78,7 @@ class Rollout:
         clock: seconds that only grow.
         now: seconds since 1970.
         sleep: waits for a number of seconds.
+        options: what the ``modelyard`` commands need to reach the target; see ``command_options``.
         replay: says what is wrong with an arm's answers to the golden rows, given the model's name and directory.
     """
 
@@ -92,10 +93,11 @@ class Rollout:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        options: str = "",
         replay: Callable[[Arm, str, Path], str] = golden_fault,
     ) -> None:
         self._target, self._name, self._view, self._plan, self._notes = target, model_name, view, plan, notes
-        self._clock, self._now, self._sleep, self._replay = clock, now, sleep, replay
+        self._clock, self._now, self._sleep, self._replay, self._options = clock, now, sleep, replay, options
         self._candidate = view.candidate.model
         self._progress = Progress(self._candidate.version, self._candidate.digest, self._candidate.uri, plan.to_json())
         self._evidence: Evidence | None = None
@@ -122,7 +124,7 @@ class Rollout:
         elif earlier is not None and unfinished and _serves(state.canary, earlier.digest):
             raise TargetChanged(
                 f"a rollout of version {earlier.version} of {self._name!r} was stopped half-way and its canary still stands: "
-                f"run that rollout again to finish it, or end it with: modelyard split {self._name} --end"
+                f"run that rollout again to finish it, or end it with: {self._command('split', ' --end')}"
             )
         try:
             if self._progress is not earlier:
@@ -188,6 +190,9 @@ class Rollout:
             self._notes.add_pending(self._registry_change("; ".join(ended.reasons)).to_json())
             registry_side.finish_pending(self._target, self._name)
 
+    def _command(self, verb: str, details: str = "") -> str:
+        return f"modelyard {verb} {self._name}{details}{self._options}"
+
     # Where it stands
 
     def _goes_on(self, earlier: Progress, state: ServingState) -> bool:
@@ -201,7 +206,7 @@ class Rollout:
                 "steps, seconds and limits",
                 self._plan.to_json(),
                 f"a rollout of this version is under way with others ({earlier.plan}): repeat it with those, "
-                f"or end it with: modelyard split {self._name} --end",
+                f"or end it with: {self._command('split', ' --end')}",
             )
         return False
 
@@ -239,7 +244,7 @@ class Rollout:
         if state.stable is not None and (in_charge is None or in_charge.digest != state.stable.model.digest):
             called = f"version {in_charge.version}" if in_charge else "no version"
             version = in_charge.version if in_charge else state.stable.model.version
-            way_on = f"put version {version} in charge first, with: modelyard promote {self._name} --version {version}"
+            way_on = f"put version {version} in charge first, with: {self._command('promote', f' --version {version}')}"
             raise TargetChanged(
                 f"version {state.stable.model.version} of {self._name!r} is served, but the registry's champion is {called}: "
                 + way_on
@@ -250,7 +255,7 @@ class Rollout:
             if waits_for is None or canary.model.digest != waits_for.digest:
                 raise TargetChanged(
                     f"version {canary.model.version} of {self._name!r} is on trial already, which this rollout did not start: "
-                    f"wait for its end, or end it with: modelyard split {self._name} --end"
+                    f"wait for its end, or end it with: {self._command('split', ' --end')}"
                 )
         if in_charge is not None and not self._is_champion():
             progress.replaces = {"version": in_charge.version, "digest": in_charge.digest}
@@ -429,7 +434,7 @@ class Rollout:
             self._notes.write(progress)
             raise TargetChanged(
                 f"somebody else put version {progress.version} of {self._name!r} in charge while it was on trial: it is left "
-                f"so, and the registry as it is. Bring back the version before with: modelyard rollback {self._name}"
+                f"so, and the registry as it is. Bring back the version before with: {self._command('rollback')}"
             )
         if progress.replaces and not _serves(stable, progress.replaces["digest"]):
             found = f"version {stable.model.version}" if stable else "no version"
@@ -684,7 +689,7 @@ class Rollout:
         except NotAvailable as error:
             raise NotAvailable(
                 f"the canary, version {self._progress.version} of {self._name!r}, must be taken away, but the target cannot be "
-                f"reached ({error}): run this rollout again, or: modelyard split {self._name} --end"
+                f"reached ({error}): run this rollout again, or: {self._command('split', ' --end')}"
             ) from error
 
     def _take_own_canary_away(self) -> None:

@@ -24,7 +24,7 @@ from modelyard.components.rollout.registry_side import CandidateRefused, Registr
 from modelyard.components.rollout.report import render_report, timeline_of
 from modelyard.components.rollout.without_traffic import page_of, settle_without_traffic
 from modelyard.components.serving.target import ServedModel, ServingTarget, TargetChanged
-from modelyard.components.serving.targets import KSERVE, LOCAL, open_target
+from modelyard.components.serving.targets import KSERVE, LOCAL, command_options, open_target
 from modelyard.components.storage.files import write_text
 from modelyard.components.storage.locks import exclusive_lock
 
@@ -105,6 +105,7 @@ def rollout_model(
         digest=digest,
         uri=uri,
         on_this_machine=target == LOCAL,
+        options=command_options(target, serving),
     )
     page = render_report(model_name, progress)
     content = timeline_of(model_name, progress)
@@ -124,6 +125,7 @@ def run_rollout(
     digest: str,
     uri: str,
     on_this_machine: bool = False,
+    options: str = "",
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
     **details: Any,
@@ -138,6 +140,7 @@ def run_rollout(
         digest: its model digest.
         uri: where the registry says it is kept.
         on_this_machine: whether every rollout of this target runs on this machine, so that a lock tells who is alive.
+        options: what the ``modelyard`` commands need to reach the target.
         now: seconds since 1970.
         sleep: waits for a number of seconds.
         details: further arguments of ``Rollout``.
@@ -150,7 +153,7 @@ def run_rollout(
         model = ServedModel(version, digest, uri)
 
         def rollout(view: RegistryView) -> Rollout:
-            return Rollout(target, model_name, view, plan, notes, now=now, sleep=sleep, **details)
+            return Rollout(target, model_name, view, plan, notes, now=now, sleep=sleep, options=options, **details)
 
         with notes.kept_alive():
             try:
@@ -168,16 +171,16 @@ def run_rollout(
                     target.roll_back(model_name)
                 raise
             except Cancelled as cancelled:
-                raise Cancelled(f"{cancelled}: {_hold(target, model_name, notes, digest, now)}") from cancelled
+                raise Cancelled(f"{cancelled}: {_hold(target, model_name, notes, digest, now, options)}") from cancelled
             finally:
                 # A target that cannot be reached forgets the claim by itself.
                 with suppress(NotAvailable):
                     notes.release()
 
 
-def _hold(target: ServingTarget, model_name: str, notes: Notes, digest: str, now: Callable[[], float]) -> str:
+def _hold(target: ServingTarget, model_name: str, notes: Notes, digest: str, now: Callable[[], float], options: str) -> str:
     """Takes the traffic from the rollout's own canary, for nobody judges it now; returns what is left, in words."""
-    way_on = f"Run it again to go on, or end it with: modelyard split {model_name} --end"
+    way_on = f"Run it again to go on, or end it with: modelyard split {model_name} --end{options}"
     try:
         kept, canary = notes.kept(), target.state(model_name).canary
         if kept is None or kept.digest != digest or canary is None or canary.model.digest != digest or kept.phase == PROMOTING:

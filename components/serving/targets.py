@@ -36,3 +36,11 @@ def open_target(name: str, serving: Mapping[str, Any] | None = None) -> ServingT
     from modelyard.components.serving.local.target import LocalTarget
 
     return LocalTarget()
+
+
+def command_options(name: str, serving: Mapping[str, Any] | None = None) -> str:
+    """What the ``modelyard`` commands need besides a model's name to reach this target, with a space before it."""
+    if name == LOCAL:
+        return ""
+    namespace = (serving or {}).get("namespace", "")
+    return f" --target {name}" + (f" --namespace {namespace}" if namespace else "")

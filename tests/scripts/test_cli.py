@@ -59,6 +59,7 @@ def test_help_names_every_command_and_exit_code_and_imports_nothing_heavy():
         "serve",
         "status",
         "stop",
+        "promote",
         "rollback",
         "split",
     ):
@@ -86,7 +87,21 @@ def test_help_names_every_command_and_exit_code_and_imports_nothing_heavy():
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "describe", "compile", "submit", "schedule", "verify", "docs", "serve", "status", "stop", "rollback", "split"],
+    [
+        "run",
+        "describe",
+        "compile",
+        "submit",
+        "schedule",
+        "verify",
+        "docs",
+        "serve",
+        "status",
+        "stop",
+        "promote",
+        "rollback",
+        "split",
+    ],
 )
 def test_each_command_has_help_of_its_own(command, capsys):
     with pytest.raises(SystemExit) as end:

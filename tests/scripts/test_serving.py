@@ -1,4 +1,4 @@
-"""``modelyard serve|status|stop|rollback|split`` with real processes and a real registry."""
+"""``modelyard serve|status|stop|rollback|promote|split`` with real processes and a real registry."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from modelyard.components.serving.local.processes import find
 from modelyard.components.serving.local.target import Health, LocalTarget
 from modelyard.components.serving.target import Arm, ServedModel, ServingState
 from modelyard.components.storage.locks import exclusive_lock
-from modelyard.scripts import cli
+from modelyard.scripts import cli, serving
 from modelyard.scripts.serving import _described_health, _golden_row
 from tests.services.servers import free_port
 from tests.support.signed_models import make_signed_model
+from tests.support.simulated_target import SimulatedTarget, SimulatedTime
 
 pytestmark = pytest.mark.server
 
@@ -56,6 +58,20 @@ def home(released, monkeypatch):
     monkeypatch.setenv("MODELYARD_HOME", str(released))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return released
+
+
+@pytest.fixture
+def cluster(home, monkeypatch):
+    """Stands for a cluster; ``asked`` is how it was to serve when it was opened last."""
+    target = SimulatedTarget(SimulatedTime())
+    target.mirrors = False
+
+    def opened(name, serving):
+        target.asked = serving
+        return {"kserve": target}[name]
+
+    monkeypatch.setattr(serving, "open_target", opened)
+    return target
 
 
 def run(*words, status=cli.OK):
@@ -101,6 +117,15 @@ def test_a_model_is_served_looked_at_split_rolled_back_and_stopped(home, capsys)
     }
     run("split", "fraud", "--end")
     assert "canary" not in capsys.readouterr().out
+
+    run("split", "fraud", "--version", 2, "--share", 50)
+    # The registry promotes only in place of the version that was judged against.
+    run("promote", "fraud", status=cli.FAILED)
+    assert "judged against no champion, but the champion is version 1" in capsys.readouterr().err
+    assert LocalTarget(home).state("fraud").canary.share == 50
+    run("promote", "fraud", "--version", 1)
+    assert capsys.readouterr().out == "fraud: version 1 is in charge\n"
+    run("split", "fraud", "--end")
 
     run("serve", "fraud", "--version", 2)
     assert re.search(r"^  previous +version 1 ", capsys.readouterr().out, re.MULTILINE)
@@ -197,14 +222,55 @@ def test_the_status_shows_why_a_version_failed_and_how_the_last_rollout_ended(ho
         (["split", "fraud", "--version", "2", "--share", "101"], "--share = 101"),
         (["split", "fraud", "--end", "--share", "5"], "--end"),
         (["split", "nobody", "--end"], "it is not served here; what is: fraud"),
+        (["promote", "fraud"], "no version of 'fraud' is on trial"),
+        (["promote", "fraud", "--version", "9"], "version = '9'"),
+        (["status", "fraud", "--namespace", "models"], "give --target kserve with it"),
+        (["status", "--target", "kserve"], "name the one to show: modelyard status NAME --target kserve"),
+        (["status", "nobody", "--target", "kserve"], "it is not served there"),
+        (["split", "fraud", "--version", "2", "--share", "5", "--mirror", "--target", "kserve"], "cannot copy traffic"),
+        (["split", "nobody", "--version", "2", "--share", "5", "--target", "kserve"], "promote nobody --version"),
     ],
 )
-def test_bad_input_is_one_clear_line(home, words, message, capsys):
+def test_bad_input_is_one_clear_line(home, words, message, capsys, cluster):
     run(*words, status=cli.BAD_INPUT)
     shown = capsys.readouterr()
     (line,) = shown.err.splitlines()
     assert line.startswith("modelyard: ")
     assert message in line
+
+
+def test_what_a_cluster_serves_is_looked_at_split_promoted_and_rolled_back(home, cluster, capsys):
+    there = ("--target", "kserve", "--namespace", "models")
+    run("promote", "fraud", "--version", 1, *there)
+    assert cluster.asked == {"namespace": "models"}
+    run("status", "fraud", *there)
+    shown = capsys.readouterr().out
+    assert re.search(r"^  stable +version 1 +100 %  ready$", shown, re.MULTILINE)
+    assert "proxy" not in shown
+    run("split", "fraud", "--version", 2, "--share", 20, *there)
+    assert re.search(r"^  canary +version 2 +20 %  ready$", capsys.readouterr().out, re.MULTILINE)
+    notes = record.read(cluster, "fraud")
+    notes.rollout = Progress("2", cluster.canary.model.digest, "", {})
+    record.write(cluster, "fraud", notes)
+    run("status", "fraud", *there)
+    assert "modelyard split fraud --end --target kserve --namespace models" in capsys.readouterr().out
+    notes = record.read(cluster, "fraud")
+    notes.holder = {"token": "somebody", "until": time.time() + 60}
+    notes.promoted = {"model": {"version": "2"}, "answer": None}
+    record.write(cluster, "fraud", notes)
+    run("status", "fraud", *there)
+    shown = capsys.readouterr().out
+    assert "interrupted" not in shown
+    assert "promotion of version 2, half done: modelyard promote fraud --target kserve --namespace models" in shown
+    cluster.write_record("fraud", None)
+    run("status", "fraud", "--json", *there)
+    found = json.loads(capsys.readouterr().out)["models"]["fraud"]
+    assert (found["canary"]["share"], found["stable"]["counts"]) == (20, None)
+    run("rollback", "fraud", *there)
+    assert "fraud: version 1 is in charge, version 2 was taken back" in capsys.readouterr().out
+    cluster.stable.ready, cluster.stable.reason = False, "no node has a free GPU"
+    run("status", "fraud", *there, status=cli.FAILED)
+    assert "no node has a free GPU" in capsys.readouterr().out
 
 
 def test_where_nothing_was_served_there_is_nothing_to_bring_back_or_to_stop(tmp_path, monkeypatch, capsys):
