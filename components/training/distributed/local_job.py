@@ -28,7 +28,7 @@ _STOP_SECONDS = 90.0
 _SHOWN_LINES = 60
 
 
-def _start_nodes(told: dict) -> None:  # type: ignore[type-arg]
+def _start_nodes(told: dict) -> None:
     # The backend copies this function's source into a file of its own, which has nothing else of this module.
     import os
 

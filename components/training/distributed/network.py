@@ -46,7 +46,7 @@ class NetworkTeam(Alone):
     """
 
     def __init__(self, place: Place, device: str) -> None:
-        self.rank, self.size = place.rank, place.size  # type: ignore[misc]
+        self.rank, self.size = place.rank, place.size
         self.stop_asked = self.agreed_to_stop = False
         self._device = device
 

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from modelyard.components.errors import InvalidInput, ModelyardError
+from modelyard.components.lean_imports import treat_process_as_step
 from modelyard.components.training.checkpoints import CheckpointFile
 from modelyard.components.training.distributed.assignment import Assignment
 from modelyard.components.training.distributed.job_folder import (
@@ -69,7 +70,7 @@ def take_part(folder: JobFolder) -> None:
 
         team: Any = BoostingTeam(place.rank)
         learn: Any = boost_together
-        modules = ("xgboost", "numpy")
+        modules: tuple[str, ...] = ("xgboost", "numpy")
     else:
         from modelyard.components.training.distributed.network import NetworkTeam, fit_together
 
@@ -135,6 +136,7 @@ def main(arguments: list[str]) -> int:
     """Runs a node; returns its exit status."""
     # The first process of a container ignores a signal that it has no handler for.
     signal.signal(signal.SIGTERM, _leave)
+    treat_process_as_step()
     _take_credentials()
     try:
         (uri,) = arguments
