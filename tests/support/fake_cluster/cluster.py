@@ -43,6 +43,7 @@ class FakeCluster:
         gpus: how many GPUs its nodes have, all together.
         step_seconds: how long the controllers rest after a step that changed something.
         controllers: whether there are any; without them it is an API server alone.
+        workloads: makes what runs its pods, if they are to be more than a status.
 
     Attributes:
         kubeconfig: path of the file.
@@ -59,14 +60,15 @@ class FakeCluster:
         gpus: int = 0,
         step_seconds: float = 0.002,
         controllers: bool = True,
+        workloads: Callable[[Store], Workloads] | None = None,
     ) -> None:
         self.namespace, self.kubeconfig = namespace, folder / "kubeconfig.json"
         self.requests: list[tuple[str, str, int]] = []
         self.history: list[Routed] = []
         self.lock = threading.RLock()
         self.store = Store()
-        self._workloads = Workloads(self.store, gpus=gpus)
-        self._standard, self._knative = StandardController(self.store), KnativeController(self.store, self._workloads)
+        self.workloads = workloads(self.store) if workloads else Workloads(self.store, gpus=gpus)
+        self._standard, self._knative = StandardController(self.store), KnativeController(self.store, self.workloads)
         self._steps: list[Callable[[], None]] = [
             self._standard.begin,
             self._standard.route,
@@ -77,8 +79,8 @@ class FakeCluster:
             self._knative.run_revisions,
             self._knative.configure,
             self._knative.route,
-            self._workloads.run_deployments,
-            self._workloads.run_pods,
+            self.workloads.run_deployments,
+            self.workloads.run_pods,
         ]
         self._step_seconds = step_seconds
         self._stopped, self._paused = threading.Event(), threading.Event()
@@ -176,13 +178,13 @@ class FakeCluster:
             "unschedulable": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
         }
         with self.lock:
-            self._workloads.troubles[version] = Trouble(kind, message or messages[kind])
+            self.workloads.troubles[version] = Trouble(kind, message or messages[kind])
             self._settled_at = -1
 
     def mend(self, version: str) -> None:
         """The pods of a version start again."""
         with self.lock:
-            self._workloads.troubles.pop(version, None)
+            self.workloads.troubles.pop(version, None)
             self._settled_at = -1
 
     def fail(
@@ -230,7 +232,7 @@ class FakeCluster:
 
     def settle(self, seconds: float = _ANSWERS_WITHIN) -> None:
         """Waits until the controllers have nothing more to do."""
-        self.wait(lambda: self._settled_at == self.store.version and not self._workloads.busy(), seconds)
+        self.wait(lambda: self._settled_at == self.store.version and not self.workloads.busy(), seconds)
 
     def wait(self, condition: Callable[[], bool], seconds: float = _ANSWERS_WITHIN) -> None:
         """Waits until something is so."""
@@ -255,7 +257,7 @@ class FakeCluster:
     def _round(self) -> None:
         began = self.store.version
         with self.lock:
-            idle = self._settled_at == began and not self._workloads.busy()
+            idle = self._settled_at == began and not self.workloads.busy()
         if idle:
             time.sleep(self._step_seconds)
             return

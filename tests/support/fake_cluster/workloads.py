@@ -144,7 +144,7 @@ class Workloads:
             else:
                 left -= asked
             age = self._grow(metadata["uid"]) if trouble or not is_ready(pod) else 0
-            status = _status(trouble, age, self.rounds_to_start, is_ready(pod))
+            status = pod_status_of(trouble, age, self.rounds_to_start, is_ready(pod))
             if status != pod["status"]:
                 self.store.set_status("pods", metadata["name"], metadata["namespace"], status)
 
@@ -160,7 +160,8 @@ class Workloads:
         return age
 
 
-def _status(trouble: Trouble | None, age: int, rounds_to_start: int, was_ready: bool) -> Object:
+def pod_status_of(trouble: Trouble | None, age: int, rounds_to_start: int, was_ready: bool) -> Object:
+    """The status of a pod of this age, in rounds."""
     scheduled = {"type": "PodScheduled", "status": "True"}
     initialized = {"type": "Initialized", "status": "True"}
     loaded = {"name": "storage-initializer", "ready": True, "state": {"terminated": {"reason": "Completed", "exitCode": 0}}}
