@@ -1,0 +1,217 @@
+"""One model's InferenceService: read, written over what was read, and waited for."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.serving.kserve.api import INFERENCE_SERVICE, POD, Cluster, FieldsTaken, Object, Stale
+from modelyard.components.serving.kserve.names import DIGEST_LABEL, FIELD_MANAGER, digest_label, identity, service_name
+from modelyard.components.serving.kserve.notes import Memory, Version
+from modelyard.components.serving.kserve.predictors import inference_service
+from modelyard.components.serving.target import Arm, ServedModel, TargetChanged
+
+OWNER_LABEL = "serving.kserve.io/inferenceservice"
+_ATTEMPTS = 30
+
+
+@dataclass(frozen=True)
+class SeenArm:
+    """An arm as it is served, and the name of what runs it: a Deployment, or a revision."""
+
+    arm: Arm
+    workload: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is served.
+
+    Attributes:
+        stable: the version in charge.
+        canary: the version on trial.
+        settled: whether nothing is left to be undone of a trial that ended.
+    """
+
+    stable: SeenArm | None = None
+    canary: SeenArm | None = None
+    settled: bool = True
+
+    @property
+    def stable_digest(self) -> str:
+        return self.stable.arm.model.digest if self.stable else ""
+
+    @property
+    def canary_digest(self) -> str:
+        return self.canary.arm.model.digest if self.canary else ""
+
+
+class Service:
+    """The InferenceService of a model.
+
+    Args:
+        cluster: where it is.
+        model_name: the served model.
+        ready_seconds: in which a version must become ready.
+        obey_seconds: in which a change of shares must be in force.
+        poll_seconds: between two looks.
+    """
+
+    def __init__(
+        self, cluster: Cluster, model_name: str, *, ready_seconds: float, obey_seconds: float, poll_seconds: float
+    ) -> None:
+        self.cluster, self.model_name, self.name = cluster, model_name, service_name(model_name)
+        self.ready_seconds, self.obey_seconds = ready_seconds, obey_seconds
+        self._poll_seconds = poll_seconds
+
+    def live(self) -> Object | None:
+        """The object as it is now; None if there is none, or it is being deleted.
+
+        Raises:
+            TargetChanged: an object of that name is there which is not this model's.
+        """
+        found = self.cluster.get(INFERENCE_SERVICE, self.name)
+        if found is None:
+            return None
+        owner = identity(found["spec"]["predictor"].get("annotations"))[0]
+        if owner != self.model_name:
+            what = f"serves the model {owner!r}" if owner else "was not made by this package, or lost its annotations"
+            raise TargetChanged(
+                f"InferenceService {self.cluster.namespace}/{self.name} {what}: take it away, or serve {self.model_name!r} "
+                f"in another namespace"
+            )
+        return None if found["metadata"].get("deletionTimestamp") else found
+
+    def edit(self, decide: Callable[[Object | None], Object | None], *, ours: str = "") -> Object | None:
+        """Applies what ``decide`` makes of the object as it is, and returns the object; None from it changes nothing.
+
+        Args:
+            decide: called with the object as it was just read; again if somebody was faster.
+            ours: path of a field that is taken back if somebody else has set it; what else they set is left as it is then.
+
+        Raises:
+            TargetChanged: somebody else has set fields of ours; the message names both.
+        """
+        for _ in range(_ATTEMPTS):
+            live = self.live()
+            if live is None:
+                self.await_deleted()
+            wanted = decide(live)
+            if wanted is None:
+                return live
+            if live is not None:
+                wanted["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
+            try:
+                return self._apply(wanted, live, ours)
+            except Stale:
+                time.sleep(min(self._poll_seconds, 0.2))
+        raise NotAvailable(f"InferenceService {self.name} is changed by others all the time")
+
+    def _apply(self, wanted: Object, live: Object | None, ours: str) -> Object:
+        try:
+            return self.cluster.apply(INFERENCE_SERVICE, wanted)
+        except FieldsTaken as taken:
+            if not ours or live is None:
+                told = f"InferenceService {self.name}: {taken}. Put that back as it was"
+                raise TargetChanged(told) from taken
+            for field in taken.fields:
+                if field != ours:
+                    _leave(wanted, live, field)
+            return self.cluster.apply(INFERENCE_SERVICE, wanted, force=True)
+
+    def remove(self, digest: str) -> None:
+        """Takes the service away, if this version is still the only one in it."""
+        for _ in range(_ATTEMPTS):
+            live = self.live()
+            if live is None or model_of(live["spec"]["predictor"]).digest != digest or live["spec"].get("canary"):
+                break
+            try:
+                self.cluster.delete(INFERENCE_SERVICE, live)
+            except Stale:
+                continue
+        self.await_deleted()
+
+    def await_deleted(self) -> None:
+        """Waits until an object that is being deleted is gone."""
+
+        def gone() -> bool:
+            found = self.cluster.get(INFERENCE_SERVICE, self.name)
+            return found is None or not found["metadata"].get("deletionTimestamp")
+
+        self.wait(gone, f"InferenceService {self.name} to be deleted", self.obey_seconds)
+
+    def manifest(self, mode: str, predictor: Object, **trial: Any) -> Object:
+        """See ``inference_service``."""
+        return inference_service(self.name, self.cluster.namespace, mode, self.model_name, predictor, **trial)
+
+    def wait(self, so: Callable[[], bool], what: str, seconds: float, why: Callable[[], str] = str) -> None:
+        """Waits until something is so.
+
+        Raises:
+            NotAvailable: it is not in time.
+        """
+        deadline = time.monotonic() + seconds
+        while not so():
+            if time.monotonic() > deadline:
+                told = why()
+                raise NotAvailable(f"waited {seconds:.0f} s in vain for {what}" + (f": {told}" if told else ""))
+            time.sleep(self._poll_seconds)
+
+    def pods(self, digest: str) -> list[Object]:
+        """The pods of a version."""
+        return self.cluster.select(POD, {OWNER_LABEL: self.name, DIGEST_LABEL: digest_label(digest)})
+
+
+def _leave(wanted: Object, live: Object, path: str) -> None:
+    """Gives the field at a path the value it has now. Names of fields may have dots in them, too."""
+    for name in [*wanted]:
+        if path == name:
+            if name in live:
+                wanted[name] = live[name]
+            else:
+                del wanted[name]
+        elif path.startswith(f"{name}.") and isinstance(wanted[name], dict) and isinstance(live.get(name), dict):
+            _leave(wanted[name], live[name], path.removeprefix(f"{name}."))
+
+
+def model_of(predictor: Object, annotations: dict[str, str] | None = None) -> ServedModel:
+    """Which version a predictor runs."""
+    _, version, digest = identity(annotations if annotations is not None else predictor.get("annotations"))
+    return ServedModel(version, digest, predictor.get("model", {}).get("storageUri", ""))
+
+
+def recover(live: Object, memory: Memory) -> Version:
+    """The version of ``spec.predictor`` and how it is run: from the notes, else from the fields of the object that are ours."""
+    predictor = live["spec"]["predictor"]
+    model = model_of(predictor)
+    known = memory.find(model.digest)
+    if known is not None:
+        return known
+    for entry in live["metadata"].get("managedFields") or ():
+        if entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply":
+            owned = entry["fieldsV1"].get("f:spec", {}).get("f:predictor", {})
+            predictor = _extract(predictor, owned)
+    predictor = {key: value for key, value in predictor.items() if key != "canaryTrafficPercent"}
+    return Version(model, predictor)
+
+
+def _extract(value: Any, fields: dict[str, Any]) -> Any:
+    named = {name[2:]: inner for name, inner in fields.items() if name.startswith("f:")}
+    if not named or not isinstance(value, dict):
+        return value
+    return {name: _extract(value[name], inner) for name, inner in named.items() if name in value}
+
+
+def refuse_local(uri: str) -> None:
+    """Checks that a cluster can fetch a version.
+
+    Raises:
+        InvalidInput: it is kept on this machine.
+    """
+    if not uri.startswith(("s3://", "gs://")):
+        raise InvalidInput(
+            "uri",
+            uri,
+            "a cluster fetches models from s3:// or gs://: publish it with publish_model, or set MODELYARD_MODEL_STORE",
+        )

@@ -1,0 +1,331 @@
+"""Standard mode: Deployments, and the Gateway API splits the traffic between them.
+
+KServe deletes the Deployment and the Service of a predictor that the InferenceService names no longer *before* it changes the
+HTTPRoute. So the weight is moved first and seen in the routes, then names change. It gives a version on trial a fixed number of
+replicas and takes as many off the version in charge, as soon as one of them is ready: so they are raised before the share is,
+lowered after it, and the version in charge keeps its own.
+
+| killed after | then |
+|---|---|
+| the version is on trial, at 0 % | it gets nothing; the next call waits for it |
+| replicas or share are changed | what was asked last comes into force by itself; the next call waits for it |
+| all the weight is moved, before names change | the version on trial serves all there is; the next promotion goes on |
+| names are changed, before the notes | the cluster says which one is in charge; the notes follow |
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from modelyard.components.errors import NotAvailable
+from modelyard.components.serving.kserve.api import DEPLOYMENT, HTTP_ROUTE, SERVICE, Object
+from modelyard.components.serving.kserve.names import identity, workload_name
+from modelyard.components.serving.kserve.notes import Memory, Version
+from modelyard.components.serving.kserve.placement import STANDARD
+from modelyard.components.serving.kserve.pods import trouble
+from modelyard.components.serving.kserve.predictors import beside_trial, canary_replicas, is_scaled, on_trial
+from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, model_of
+from modelyard.components.serving.target import Arm, TargetChanged
+
+_NO_ROUTE = (
+    "there is no HTTPRoute: KServe splits traffic in Standard mode only through the Gateway API "
+    "(enableGatewayApi in its ConfigMap inferenceservice-config)"
+)
+
+
+class StandardMode:
+    """How a model is served in Standard mode."""
+
+    name = STANDARD
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def see(self, live: Object, memory: Memory) -> Seen:
+        """What is served, from the Deployments and the HTTPRoute."""
+        weights = _weights(self._service.cluster.get(HTTP_ROUTE, self._service.name))
+        stable = self._arm(live["spec"]["predictor"], weights)
+        trial = _trial(live)
+        if memory.stable is None and memory.canary and memory.canary.digest == stable.arm.model.digest and trial is None:
+            # A first version is on trial alone, and gets all there is: what it is told is only written down.
+            share = memory.share if stable.arm.share else 0
+            return Seen(canary=SeenArm(_with_share(stable.arm, share), stable.workload))
+        if trial is None:
+            return Seen(stable)
+        return Seen(stable, self._arm(trial["predictor"], weights, of_canary=live))
+
+    def start(self, version: Version, memory: Memory) -> None:
+        """Puts a version on trial, without traffic; or makes the service with it."""
+
+        def decide(live: Object | None) -> Object | None:
+            if live is None:
+                return self._service.manifest(STANDARD, version.predictor)
+            trial = _trial(live)
+            in_charge = model_of(live["spec"]["predictor"]).digest
+            if in_charge == version.digest or (trial and model_of(trial["predictor"]).digest == version.digest):
+                return None
+            if trial or memory.stable is None or in_charge != memory.stable.digest:
+                raise TargetChanged(f"somebody else changed the versions of {self._service.model_name!r} meanwhile")
+            return self._manifest(memory.stable, version, 0, 1)
+
+        self._service.edit(decide)
+
+    def replicas(self, memory: Memory, version: Version) -> int:
+        """How many replicas it takes to answer all the traffic."""
+        if memory.stable is None:
+            return 1
+        predictor = memory.stable.predictor
+        wanted = max(predictor.get("minReplicas", 1), version.predictor.get("minReplicas", 1))
+        if not is_scaled(predictor):
+            return int(wanted)
+        deployment = self._service.cluster.get(DEPLOYMENT, self._workload(predictor))
+        running = _status(deployment, "replicas") if deployment else 0
+        return int(min(max(wanted, running), predictor.get("maxReplicas", wanted)))
+
+    def set_share(self, memory: Memory, percent: int) -> None:
+        """Moves the share; with more replicas before it rises, and with fewer after it has fallen."""
+        stable, canary = _both(memory)
+        replicas = canary_replicas(memory.replicas, percent)
+        before, running = self._share_and_replicas(canary)
+        if percent > before and replicas > running:
+            self._put(stable, canary, before, replicas)
+            self._await_replicas(canary, replicas)
+        self._put(stable, canary, percent, max(replicas, running))
+        self._await_weights(stable, canary, percent)
+        self._put(stable, canary, percent, replicas)
+
+    def promote(self, memory: Memory) -> None:
+        """All the weight first, then the names."""
+        stable, canary = _both(memory)
+        self.set_share(memory, 100)
+
+        def decide(live: Object | None) -> Object | None:
+            if live is not None and model_of(live["spec"]["predictor"]).digest == canary.digest:
+                return None
+            if self._on_trial(live, canary)["trafficPercent"] != 100:
+                raise TargetChanged(f"somebody else took traffic from version {canary.model.version} meanwhile")
+            return self._service.manifest(STANDARD, canary.predictor)
+
+        self._service.edit(decide)
+        self.await_alone(canary, gone=stable)
+
+    def withdraw(self, memory: Memory) -> None:
+        """Takes the weight away first, then the version on trial."""
+        self._silence(memory)
+        live = self._service.live()
+        trial = _trial(live) if live else None
+        if trial is None or memory.stable is None:
+            return
+        stable = memory.stable
+
+        def decide(live: Object | None) -> Object | None:
+            if live is None or _trial(live) is None:
+                return None
+            return self._service.manifest(STANDARD, stable.predictor)
+
+        self._service.edit(decide, ours="spec.canary")
+        gone = Version(model_of(trial["predictor"]), trial["predictor"])
+        self.await_alone(stable, gone=gone)
+
+    make_room = withdraw
+
+    def await_alone(self, version: Version, gone: Version | None = None) -> None:
+        """Waits until a version gets all the traffic, with no other beside it."""
+
+        def alone() -> bool:
+            if not self._routes_lead_to({self._workload(version.predictor): 100}):
+                return False
+            return gone is None or self._service.cluster.get(DEPLOYMENT, self._workload(gone.predictor)) is None
+
+        what = f"version {version.model.version} to get all the traffic alone"
+        self._service.wait(alone, what, self._service.obey_seconds, self._why_not)
+
+    def _silence(self, memory: Memory) -> None:
+        """Takes the weight from the version on trial, whoever gave it."""
+
+        def decide(live: Object | None) -> Object | None:
+            trial = _trial(live) if live else None
+            if live is None or trial is None or not trial["trafficPercent"] or memory.stable is None:
+                return None
+            predictor = beside_trial(memory.stable.predictor, trial["predictor"].get("minReplicas", 1))
+            return self._service.manifest(STANDARD, predictor, canary=trial["predictor"], percent=0)
+
+        live = self._service.edit(decide, ours="spec.canary")
+        trial = _trial(live) if live else None
+        if live is not None and trial is not None:
+            in_charge = self._workload(live["spec"]["predictor"])
+            what = f"version {model_of(trial['predictor']).version} to get no traffic"
+            self._service.wait(lambda: self._routes_lead_to({in_charge: 100}), what, self._service.obey_seconds, self._why_not)
+
+    def _share_and_replicas(self, canary: Version) -> tuple[int, int]:
+        trial = self._on_trial(self._service.live(), canary)
+        return int(trial["trafficPercent"]), int(trial["predictor"].get("minReplicas", 1))
+
+    def _put(self, stable: Version, canary: Version, percent: int, replicas: int) -> None:
+        def decide(live: Object | None) -> Object | None:
+            trial = self._on_trial(live, canary)
+            if (trial["trafficPercent"], trial["predictor"].get("minReplicas", 1)) == (percent, replicas):
+                return None
+            return self._manifest(stable, canary, percent, replicas)
+
+        self._service.edit(decide)
+
+    def _manifest(self, stable: Version, canary: Version, percent: int, replicas: int) -> Object:
+        predictor, trial = beside_trial(stable.predictor, replicas), on_trial(canary.predictor, replicas)
+        return self._service.manifest(STANDARD, predictor, canary=trial, percent=percent)
+
+    def _on_trial(self, live: Object | None, canary: Version) -> Object:
+        trial = _trial(live) if live else None
+        if trial is None:
+            raise TargetChanged(f"no version of {self._service.model_name!r} is on trial any more")
+        found = model_of(trial["predictor"])
+        if found.digest != canary.digest:
+            raise TargetChanged(f"somebody else put version {found.version} of {self._service.model_name!r} on trial")
+        return trial
+
+    def _await_replicas(self, canary: Version, replicas: int) -> None:
+        name = self._workload(canary.predictor)
+
+        def enough() -> bool:
+            deployment = self._service.cluster.get(DEPLOYMENT, name)
+            self._check_not_failed(canary, deployment)
+            return deployment is not None and _status(deployment, "availableReplicas") >= replicas
+
+        what = f"{replicas} replicas of version {canary.model.version}"
+        self._service.wait(enough, what, self._service.ready_seconds, lambda: self._trouble(canary)[0])
+
+    def _await_weights(self, stable: Version, canary: Version, percent: int) -> None:
+        names = (self._workload(stable.predictor), self._workload(canary.predictor))
+        wanted = {name: share for name, share in zip(names, (100 - percent, percent)) if share}
+
+        def in_force() -> bool:
+            if self._routes_lead_to(wanted):
+                return True
+            if percent:
+                self._check_not_failed(canary, self._service.cluster.get(DEPLOYMENT, names[1]))
+            # Somebody else may have ended the trial.
+            self._on_trial(self._service.live(), canary)
+            return False
+
+        what = f"version {canary.model.version} to get {percent} %"
+        self._service.wait(in_force, what, self._service.obey_seconds, self._why_not)
+
+    def _check_not_failed(self, canary: Version, deployment: Object | None) -> None:
+        if deployment is None or not _status(deployment, "availableReplicas"):
+            why, failed = self._trouble(canary)
+            if failed:
+                raise NotAvailable(f"version {canary.model.version} cannot get traffic: {why}")
+
+    def _routes_lead_to(self, wanted: Mapping[str, int]) -> bool:
+        """Whether both routes, of the service and of its predictor, are in force with these weights."""
+        names = (self._service.name, workload_name(self._service.name))
+        routes = [self._service.cluster.get(HTTP_ROUTE, name) for name in names]
+        return all(route is not None and _is_in_force(route) and _weights(route) == wanted for route in routes)
+
+    def _why_not(self) -> str:
+        live = self._service.live()
+        if live is None:
+            return "the InferenceService is gone"
+        told = [_condition(live, kind) for kind in ("PredictorReady", "IngressReady")]
+        found = "; ".join(text for text in told if text)
+        if not found and self._service.cluster.get(HTTP_ROUTE, self._service.name) is None:
+            return _NO_ROUTE
+        return found
+
+    def _trouble(self, version: Version) -> tuple[str, bool]:
+        return trouble(self._service.pods(version.digest))
+
+    def _workload(self, predictor: Mapping[str, Any]) -> str:
+        return workload_name(self._service.name, predictor.get("name", ""))
+
+    def _arm(self, predictor: Object, weights: Mapping[str, int], of_canary: Object | None = None) -> SeenArm:
+        model, name = model_of(predictor), self._workload(predictor)
+        deployment = self._service.cluster.get(DEPLOYMENT, name)
+        ready = (
+            deployment is not None and _digest(deployment) == model.digest and bool(_status(deployment, "availableReplicas"))
+        )
+        if ready and of_canary is not None:
+            # Only what KServe says is ready gets a weight.
+            said = (of_canary.get("status") or {}).get("canaryStatuses") or ()
+            ready = any(found["name"] == predictor["name"] and found["ready"] for found in said)
+        reason, failed = ("", False) if ready else trouble(self._service.pods(model.digest))
+        if not ready and not reason:
+            reason = "it is being started"
+        url = self._url(name) if ready else ""
+        return SeenArm(Arm(model, weights.get(name, 0), ready=ready, failed=failed, reason=reason, url=url), name)
+
+    def _url(self, name: str) -> str:
+        """Address of one version inside the cluster; nothing leads to it alone from outside."""
+        found = self._service.cluster.get(SERVICE, name)
+        if found is None:
+            return ""
+        port = found["spec"]["ports"][0]
+        number = port["targetPort"] if found["spec"].get("clusterIP") == "None" else port["port"]
+        return f"http://{name}.{self._service.cluster.namespace}.svc" + ("" if number == 80 else f":{number}")
+
+
+def _trial(live: Object) -> Object | None:
+    """What is on trial.
+
+    Raises:
+        TargetChanged: somebody else put something there.
+    """
+    found = live["spec"].get("canary") or []
+    if not found:
+        return None
+    if len(found) > 1 or not identity(found[0]["predictor"].get("annotations"))[2]:
+        raise TargetChanged(
+            f"somebody else put a version on trial in InferenceService {live['metadata']['name']}: end that first"
+        )
+    trial: Object = found[0]
+    return trial
+
+
+def _both(memory: Memory) -> tuple[Version, Version]:
+    if memory.stable is None or memory.canary is None:
+        raise TargetChanged("no version is on trial beside one in charge")
+    return memory.stable, memory.canary
+
+
+def _weights(route: Object | None) -> dict[str, int]:
+    """Percent of the traffic by backend; empty where the rules of a route differ, or there is none."""
+    found = []
+    for rule in (route or {}).get("spec", {}).get("rules") or ():
+        backends = rule.get("backendRefs") or ()
+        total = sum(backend.get("weight", 1) for backend in backends)
+        if total:
+            found.append(
+                {each["name"]: round(100 * each.get("weight", 1) / total) for each in backends if each.get("weight", 1)}
+            )
+    return found[0] if found and all(weights == found[0] for weights in found) else {}
+
+
+def _is_in_force(route: Object) -> bool:
+    """Whether every gateway has taken up the route as it is."""
+    parents = (route.get("status") or {}).get("parents") or []
+    generation = route["metadata"].get("generation", 0)
+    return bool(parents) and all(
+        condition["status"] == "True" and condition.get("observedGeneration", generation) >= generation
+        for parent in parents
+        for condition in parent.get("conditions") or ()
+        if condition["type"] == "Accepted"
+    )
+
+
+def _status(deployment: Object, count: str) -> int:
+    return int((deployment.get("status") or {}).get(count) or 0)
+
+
+def _digest(deployment: Object) -> str:
+    return identity(deployment["spec"]["template"]["metadata"].get("annotations"))[2]
+
+
+def _condition(live: Object, kind: str) -> str:
+    """What a condition of the service says, if it is not true."""
+    for condition in (live.get("status") or {}).get("conditions") or ():
+        if condition["type"] == kind and condition["status"] != "True":
+            return f"{kind} is {condition['status']}: {condition.get('message') or condition.get('reason') or 'no reason'}"
+    return ""
+
+
+def _with_share(arm: Arm, share: int) -> Arm:
+    return Arm(arm.model, share, ready=arm.ready, failed=arm.failed, reason=arm.reason, url=arm.url)
