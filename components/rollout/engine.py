@@ -21,19 +21,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from modelyard.components.announcements import announce
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
 from modelyard.components.registry.promotion import PromotionRefused, promote_model
 from modelyard.components.rollout import registry_side
-from modelyard.components.rollout.evidence import Evidence, shift_between
+from modelyard.components.rollout.evidence import TITLES, Evidence, shift_between, without_data
 from modelyard.components.rollout.golden import golden_fault
 from modelyard.components.rollout.increments import Increment, increment
 from modelyard.components.rollout.plan import WHOLE, Plan, Step
 from modelyard.components.rollout.record import (
     CANARY,
     FINISHED,
+    NO_SHARE,
     PROMOTING,
     ROLLING_BACK,
     STABLE,
@@ -48,6 +49,8 @@ from modelyard.components.rollout.record import (
 from modelyard.components.rollout.registry_side import RegistryChange, RegistryView
 from modelyard.components.rollout.sequential import is_burst
 from modelyard.components.serving.target import Arm, ArmCounts, ServedModel, ServingState, ServingTarget, TargetChanged
+
+_T = TypeVar("_T")
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 PROMOTED, ROLLED_BACK = "promoted", "rolled_back"
@@ -250,8 +253,9 @@ class Rollout:
                 + way_on
             )
         canary = state.canary
-        if canary is not None and (canary.model.digest != self._candidate.digest or canary.share or canary.mirrored):
-            waits_for = in_charge if state.stable is None else None
+        beside = state.stable is not None
+        if canary is not None and (canary.model.digest != self._candidate.digest or (beside and _share_of(canary) != NO_SHARE)):
+            waits_for = None if beside else in_charge
             if waits_for is None or canary.model.digest != waits_for.digest:
                 raise TargetChanged(
                     f"version {canary.model.version} of {self._name!r} is on trial already, which this rollout did not start: "
@@ -292,7 +296,11 @@ class Rollout:
             raise _Decided(FAIL, f"version {self._candidate.version} did not become ready: {arm.reason or 'no reason given'}")
         if fault := self._replay(arm, self._name, self._view.candidate.directory):
             raise _Decided(FAIL, fault)
-        self._begin_counts(self._target.counts(self._name))
+        try:
+            self._begin_counts(self._insist(lambda: self._target.counts(self._name)))
+        except NotAvailable as error:
+            # Nobody is given traffic that cannot be watched.
+            raise _Decided(INCONCLUSIVE, f"what is served cannot be counted: {error}") from error
         self._event("The canary is ready and answers the golden rows as it must.")
         self._progress.phase = WATCHING
         self._notes.write(self._progress)
@@ -366,6 +374,8 @@ class Rollout:
         total = progress.total(CANARY)
         if progress.replaces:
             reason = f"every step passed: {total.samples:,} requests, {total.failed:,} failed, and no test speaks against it"
+            if silent := without_data(total, progress.total(STABLE)):
+                reason += f"; without data, nothing can be said of {' and '.join(TITLES[name].lower() for name in silent)}"
         else:
             reason = "the first version: with nothing to compare with, only readiness, golden rows and bursts were watched"
         progress.phase, progress.decision, progress.reasons = PROMOTING, PASS, [reason]
@@ -382,10 +392,10 @@ class Rollout:
         progress = self._progress
         progress.window = {STABLE: [0, 0], CANARY: [0, 0]}
         shares = (progress.asked, progress.in_force)
-        if _share_of(self._check_untouched(self._target.state(self._name))) not in shares:
+        if self._differs(self._check_untouched(self._insist(lambda: self._target.state(self._name))), shares):
             # A target that was just started again may not see yet what is in force.
             self._sleep(self._plan.look_seconds)
-            self._check_share(self._check_untouched(self._target.state(self._name)), shares)
+            self._check_share(self._check_untouched(self._insist(lambda: self._target.state(self._name))), shares)
         if progress.in_force == progress.asked == share:
             return
         progress.asked = share
@@ -408,7 +418,7 @@ class Rollout:
             self._begin_counts(ArmCounts(None, None))
         self._event(f"Step {progress.step + 1} of {len(self._steps)}: the canary gets {step} of the traffic.")
 
-    def _insist(self, verb: Callable[[], None]) -> None:
+    def _insist(self, verb: Callable[[], _T]) -> _T:
         """Does it, again and again while the target does not obey, for as long as a canary may be not ready."""
         waited = 0.0
         while True:
@@ -420,8 +430,12 @@ class Rollout:
                 self._sleep(self._plan.look_seconds)
                 waited += self._plan.look_seconds
 
+    def _differs(self, canary: Arm, shares: tuple[dict[str, Any], ...]) -> bool:
+        """Whether somebody gave the canary another share. One that is not ready may have none, and the only version has all."""
+        return bool(self._progress.replaces) and canary.ready and _share_of(canary) not in shares
+
     def _check_share(self, canary: Arm, shares: tuple[dict[str, Any], ...]) -> None:
-        if _share_of(canary) not in shares:
+        if self._differs(canary, shares):
             kind = "a copy of " if canary.mirrored else ""
             raise _Decided(INCONCLUSIVE, f"somebody else gave the canary {kind}{canary.share} % of the traffic")
 
@@ -468,9 +482,14 @@ class Rollout:
 
     def _see(self, step: Step, elapsed: float) -> bool:
         progress = self._progress
-        state, counts = self._target.state(self._name), self._target.counts(self._name)
-        canary = self._check_untouched(state)
-        if _share_of(canary) != progress.in_force:
+        canary = self._check_untouched(self._target.state(self._name))
+        try:
+            counts = self._target.counts(self._name)
+        except NotAvailable as error:
+            if canary.failed:
+                raise _Decided(FAIL, self._failure(canary)) from error
+            raise
+        if self._differs(canary, (progress.in_force,)):
             if progress.share_differed:
                 self._check_share(canary, (progress.in_force,))
             # Once, it may be a target that was just started again and does not see yet what is in force.

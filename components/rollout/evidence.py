@@ -116,6 +116,17 @@ class Evidence:
         return {name: test.to_json() for name, test in self.tests.items()}
 
 
+def without_data(canary: Increment, stable: Increment) -> list[str]:
+    """The tests that had nothing to compare, because the target does not count it: Triton, say, counts no scores."""
+    seen = {
+        FAILED: (canary.requests, stable.requests),
+        REJECTED: (canary.requests, stable.requests),
+        LATENCY: (sum(canary.latency), sum(stable.latency)),
+        SCORES: (sum(canary.scores), sum(stable.scores)),
+    }
+    return [name for name, counts in seen.items() if not all(counts)]
+
+
 def _figure(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "∞"
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from modelyard.components.plots.charts import Line, line_chart
 from modelyard.components.plots.page import Banner, Cell, Facts, Figures, Notes, Section, Table, render_page
-from modelyard.components.rollout.evidence import FAILED, LATENCY, REJECTED, SCORES, TITLES, Evidence
+from modelyard.components.rollout.evidence import FAILED, LATENCY, REJECTED, SCORES, TITLES, Evidence, without_data
 from modelyard.components.rollout.increments import Increment
 from modelyard.components.rollout.latency import TURN_SECONDS, quantile
 from modelyard.components.rollout.plan import Limits
@@ -35,9 +35,11 @@ def timeline_of(model_name: str, progress: Progress) -> dict[str, Any]:
     """The rollout as JSON-ready values: what was asked, what was seen at each look, what was decided."""
     tests = {}
     if evidence := _evidence(progress):
+        silent = without_data(progress.total(CANARY), progress.total(STABLE))
         tests = {
             name: {
                 "decision": test.decision,
+                "data": name not in silent,
                 "e_value": _finite(math.exp(min(test.log_e_value, 700.0))),
                 "boundary": _finite(test.threshold),
                 "estimate": _finite(test.estimate),
@@ -77,7 +79,7 @@ def render_report(model_name: str, progress: Progress) -> str:
                 f"within the limits reaches any boundary with a chance of at most {100 * evidence.limits.alpha:g} %, if "
                 "requests are dealt out at random. Where callers send x-modelyard-key, one caller always refused weighs on one "
                 "arm, and that chance is larger. The latency test also takes it that nothing but the version slows an arm for "
-                f"longer than {TURN_SECONDS:g} s at a time.",
+                f"longer than {TURN_SECONDS:g} s at a time. A test without data says nothing, and is not counted as passed.",
             )
         )
     if progress.timeline:
@@ -134,12 +136,17 @@ def _evidence_table(evidence: Evidence, progress: Progress) -> Table:
         SCORES: lambda arm: f"{sum(arm.scores):,} rows",
     }
     rows: list[list[Cell | str]] = []
+    silent = without_data(canary, stable)
     for name, test in evidence.tests.items():
         failed = test.decision == "fail"
+        if name in silent:
+            verdict = Cell("no data", tone="muted", badge=True)
+        else:
+            verdict = Cell("against it" if failed else "nothing against it", tone="bad" if failed else "good", badge=True)
         low, high = test.interval
         rows.append(
             [
-                Cell("against it" if failed else "nothing against it", tone="bad" if failed else "good", badge=True),
+                verdict,
                 TITLES[name],
                 seen[name](canary),
                 seen[name](stable),
