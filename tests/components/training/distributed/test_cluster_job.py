@@ -1,0 +1,179 @@
+import time
+
+import pytest
+
+from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.training.distributed import cluster_job
+from modelyard.components.training.distributed.cluster_job import ClusterJob
+from modelyard.components.training.distributed.placement import parse_node_placement
+from tests.support.fake_trainer import FakeTrainer
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_job, "_PATIENCE_SECONDS", 20.0)
+    for name in ("AWS_ENDPOINT_URL", "MODELYARD_REGISTRY", "MODELYARD_TAG"):
+        monkeypatch.delenv(name, raising=False)
+    with FakeTrainer(tmp_path) as running:
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(running.kubeconfig))
+        yield running
+
+
+def _job(trainer="xgboost", device="cpu", nodes=2, **placement) -> ClusterJob:
+    return ClusterJob(
+        "modelyard-abc", trainer, nodes, device, "s3://bucket/abc.job", "fraud", parse_node_placement(placement), 3600
+    )
+
+
+def test_the_nodes_run_this_package_on_its_own_image_and_are_told_no_secret(cluster, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+    _job(
+        device="cuda",
+        nodes=3,
+        cpu=8,
+        memory="32Gi",
+        service_account="trainer",
+        node_selector={"pool": "gpu"},
+        tolerations=[{"key": "spot", "operator": "Exists"}],
+    ).start()
+    (written,) = cluster.jobs.values()
+    spec = written["spec"]
+    assert spec["runtimeRef"]["name"] == "xgboost-distributed"
+    assert spec["activeDeadlineSeconds"] == 3600
+    assert spec["trainer"]["numNodes"] == 3
+    assert spec["trainer"]["image"].startswith("ghcr.io/modelyard/train:")
+    assert spec["trainer"]["command"][:3] == ["python", "-m", "modelyard.components.training.distributed.node"]
+    assert spec["trainer"]["resourcesPerNode"]["limits"] == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": 1}
+    assert {entry["name"]: entry["value"] for entry in spec["trainer"]["env"]}["AWS_ENDPOINT_URL"] == "http://store:9000"
+    (patch,) = spec["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = replicated["template"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "trainer"
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["volumes"][0]["secret"]["secretName"] == "modelyard-storage"
+    assert "s3cr3t" not in str(written)
+    assert "pip" not in str(written)
+
+
+def test_a_job_runs_and_is_completed(cluster):
+    job = _job()
+    job.start()
+    assert job.state().status == "running"
+    cluster.run(job.name, ["Running", "Running"])
+    assert job.state().status == "running"
+    cluster.complete(job.name)
+    assert job.state().status == "completed"
+    job.stop()
+    assert cluster.jobs == {}
+    job.stop()
+
+
+def test_a_failed_node_is_named_with_its_log(cluster):
+    job = _job()
+    job.start()
+    cluster.fail(job.name, 1, "reading rows\nXGBoostError: bad luck")
+    state = job.state()
+    assert state.status == "failed"
+    assert "[node-1] XGBoostError: bad luck" in state.reason
+    assert "[node-0]" not in state.reason
+    assert job.name in cluster.jobs
+
+
+def test_a_job_that_runs_is_found_again_and_one_that_failed_is_started_anew(cluster):
+    _job().start()
+    _job().start()
+    assert [method for method, path in cluster.requests if method == "POST"] == ["POST"]
+    cluster.fail("modelyard-abc", 0, "lost")
+    _job().start()
+    assert cluster.deleted == ["modelyard-abc"]
+    assert "status" not in cluster.jobs["modelyard-abc"]
+
+
+def test_an_answer_to_creating_that_is_lost_makes_no_second_job(cluster):
+    job = _job()
+    cluster.on_create = lambda _: cluster.refuse("GET", 503, 2)
+    cluster.refuse("POST", 0)
+    job.start()
+    assert job.state().status == "running"
+    assert list(cluster.jobs) == ["modelyard-abc"]
+
+
+def test_a_busy_api_server_is_asked_again_when_it_says_so(cluster):
+    job = _job()
+    cluster.refuse("POST", 429, **{"Retry-After": "1"})
+    before = time.monotonic()
+    job.start()
+    assert time.monotonic() - before >= 1
+    cluster.refuse("GET", 500, 2)
+    assert job.state().status == "running"
+
+
+def test_a_job_that_someone_deleted_has_failed(cluster):
+    job = _job()
+    job.start()
+    cluster.jobs.clear()
+    state = job.state()
+    assert state.status == "failed"
+    assert "deleted by someone else" in state.reason
+
+
+def test_nodes_that_get_no_machine_in_time_end_the_job_and_say_why(cluster):
+    job = _job(ready_seconds=60)
+    job.start()
+    cluster.run(job.name, ["Running", "Pending"])
+    cluster.events = [
+        {
+            "metadata": {"name": "event", "namespace": "training"},
+            "involvedObject": {"kind": "Pod", "name": f"{job.name}-node-0-1-x"},
+            "firstTimestamp": "2026-01-01T00:00:00Z",
+            "reason": "FailedScheduling",
+            "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+        }
+    ]
+    assert job.state().status == "running"
+    cluster.age(job.name, 61)
+    state = job.state()
+    assert state.status == "failed"
+    assert "1 of 2 nodes (node-1) did not start in 60 s" in state.reason
+    assert "Insufficient nvidia.com/gpu" in state.reason
+    assert cluster.jobs == {}
+
+
+def test_a_cluster_without_the_runtime_is_named(cluster):
+    with pytest.raises(NotAvailable, match=r"no runtime mine.*cluster\.runtime"):
+        _job(runtime="mine").start()
+    assert cluster.jobs == {}
+
+
+@pytest.mark.parametrize(("status", "error"), [(403, NotAvailable), (422, InvalidInput)])
+def test_a_refusal_is_not_repeated(cluster, status, error):
+    cluster.refuse("POST", status)
+    with pytest.raises(error, match="told to refuse"):
+        _job().start()
+    assert len([1 for method, _ in cluster.requests if method == "POST"]) == 1
+
+
+def test_without_a_cluster_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    with pytest.raises(NotAvailable, match="KUBECONFIG"):
+        _job().start()
+
+
+@pytest.mark.parametrize(
+    ("cluster_parameter", "message"),
+    [
+        ({"name_space": "x"}, r"cluster\.name_space.*no such key"),
+        ({"node_selector": "gpu"}, r"cluster\.node_selector.*dict"),
+        ({"ready_seconds": 0}, r"cluster\.ready_seconds"),
+        ({"tolerations": ["spot"]}, r"cluster\.tolerations"),
+        ({"image": 3.0}, r"cluster\.image"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_by_key(cluster_parameter, message):
+    with pytest.raises(InvalidInput, match=message):
+        parse_node_placement(cluster_parameter)
+
+
+def test_numbers_of_a_form_become_quantities():
+    assert parse_node_placement({"cpu": 4.0, "ready_seconds": 90.0}) == parse_node_placement({"cpu": "4", "ready_seconds": 90})
