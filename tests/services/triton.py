@@ -90,6 +90,8 @@ def serving(repository: Path, folder: Path) -> Iterator[tuple[str, str]]:
     command = [str(server / "bin" / "tritonserver"), f"--model-repository={models}", f"--backend-directory={backends}"]
     command += ["--http-address=127.0.0.1", f"--http-port={http}", "--allow-grpc=false"]
     command += ["--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--model-load-thread-count=1"]
+    # As the cluster's runtime has it: what the configuration leaves out is not guessed from the model.
+    command += ["--disable-auto-complete-config", "--exit-on-error=true", "--strict-readiness=true"]
     environment = {
         "LD_LIBRARY_PATH": str(package / "nvidia_pytriton.libs"),
         "PYTHONPATH": os.pathsep.join(site.getsitepackages()),

@@ -9,6 +9,8 @@
 Triton takes numbers and answers with the score alone. Whoever asks it sends a category as its code, which is its place in the
 list (NaN where a value is missing or not in the list), and decides by the threshold: 1 at or above it. The parameter is a part
 of what ``GET /v2/models/<model name>/config`` answers, so that a client needs no access to the files.
+
+Triton keeps no prediction log, so what it serves can be neither watched for drift nor compared with late labels.
 """
 
 import json

@@ -115,6 +115,22 @@ def test_rows_that_a_client_encodes_by_the_mapping_score_as_by_the_predictor(tre
     np.testing.assert_allclose(scores, load_scorer(trees_model).score(pl.DataFrame(rows)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"max_cat_to_onehot": 64},
+        {"booster": "dart", "rate_drop": 0.5, "one_drop": 1},
+        {"num_parallel_tree": 3, "subsample": 0.5},
+        {"base_score": 0.1, "grow_policy": "lossguide", "max_depth": 0, "max_leaves": 40},
+        {"monotone_constraints": "(1,0,0)", "scale_pos_weight": 5.0},
+    ],
+    ids=["one-hot", "dart", "forest", "leaf by leaf", "constrained"],
+)
+def test_every_kind_of_trees_that_training_makes_is_taken(tmp_path, parameters):
+    model = trees(tmp_path / "model", **parameters)
+    assert (write_repository(model, tmp_path / "repository", model_name="fraud") / "config.pbtxt").is_file()
+
+
 @pytest.mark.parametrize("kind", ["trees_model", "network_model"])
 def test_another_score_of_a_golden_row_is_refused_and_nothing_is_written(kind, request, tmp_path):
     model = shutil.copytree(request.getfixturevalue(kind), tmp_path / "model")

@@ -4,6 +4,8 @@ import urllib.request
 import numpy as np
 import pytest
 
+from modelyard.components.rollout.golden import golden_fault
+from modelyard.components.serving.target import TRITON, Arm, ServedModel
 from modelyard.components.serving.triton.protocol import read_scores, triton_request
 from modelyard.components.serving.triton.repository import write_repository
 from tests.components.serving.triton.models import network, trees
@@ -41,6 +43,14 @@ def test_triton_gives_the_golden_rows_their_scores(models, server, name):
     path, body = triton_request(name, models[name], golden["rows"])
     assert "NaN" in body
     np.testing.assert_allclose(read_scores(json.loads(_ask(server[0] + path, body))), golden["scores"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["forest", "net-work_1.2"])
+def test_a_rollout_replays_the_golden_rows_and_notices_another_model(models, server, name, tmp_path):
+    arm = Arm(ServedModel("3", "blake3:…", "s3://models/3"), share=0, ready=True, url=server[0], layout=TRITON)
+    assert golden_fault(arm, name, models[name]) == ""
+    other = (trees if name == "forest" else network)(tmp_path / "other", seed=7)
+    assert golden_fault(arm, name, other).startswith("golden row ")
 
 
 @pytest.mark.parametrize("name", ["forest", "net-work_1.2"])
