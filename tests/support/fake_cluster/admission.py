@@ -48,6 +48,9 @@ def refusal(service: Object, old: Object | None) -> str:
         return f'the InferenceService "{service["metadata"]["name"]}" is invalid: the name must match {_NAME.pattern}'
     if annotations.get(AUTOSCALER, "none") not in ("hpa", "keda", "external", "none"):
         return f"[{annotations[AUTOSCALER]}] is not a supported autoscaler class type"
+    # On a canary the schema requires it, as the name of the container.
+    if predictor.get("model", {}).get("name"):
+        return "the 'name' field is not allowed in standard predictor"
     return _wrong_predictor(predictor) or _wrong_scaling(service) or _wrong_canary(service)
 
 
@@ -59,8 +62,6 @@ def _wrong_predictor(predictor: Object) -> str:
     given = [name for name in _IMPLEMENTATIONS if name in predictor]
     if len(given) != 1 and not (not given and predictor.get("containers")):
         return f"exactly one of {list(_IMPLEMENTATIONS)} must be specified in predictor"
-    if predictor.get("model", {}).get("name"):
-        return "the 'name' field is not allowed in standard predictor"
     if "storageUris" in predictor and _uri(predictor):
         return "storageUri and storageUris cannot both be set"
     least, most = predictor.get("minReplicas"), predictor.get("maxReplicas", 0)
