@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -6,7 +8,8 @@ from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.registry import versions
 from modelyard.components.registry.promotion import promote_model, reject_challenger
 from modelyard.components.rollout import engine
-from modelyard.components.serving.target import TargetChanged
+from modelyard.components.rollout.report import render_report, timeline_of
+from modelyard.components.serving.target import ArmCounts, Counts, TargetChanged
 from modelyard.components.tracking.connection import client
 from tests.components.rollout.conftest import Trial
 from tests.support.simulated_target import Behaviour, Killed
@@ -665,3 +668,155 @@ def test_killed_at_the_registry_and_run_again_a_rollout_ends_as_if_it_had_not_be
     assert at.in_charge == ("1" if broken else "3") == named()["champion"]
     assert at.target.canary is None
     assert bool(rejected()) == broken
+
+
+# What a cluster does
+
+
+def test_a_target_that_was_away_while_the_version_was_started_is_asked_again(trial):
+    at = trial()
+    at.target.unreachable = {"start_canary"}
+    at.time.after(15, at.target.unreachable.clear)
+    assert at.run(**SHORT).decision == "pass"
+
+
+def test_a_version_that_is_not_ready_in_time_may_be_tried_again(trial):
+    at = trial()
+    work = at.target.start_canary
+
+    def wait_in_vain(name, model):
+        work(name, model)
+        at.target.canary.ready, at.target.canary.reason = False, "no node has a free GPU"
+        at.time.sleep(900)
+        raise NotAvailable("waited 900 s in vain for version 3 to be ready: no node has a free GPU")
+
+    at.target.start_canary = wait_in_vain
+    done = at.run(**SHORT)
+    assert (done.decision, done.outcome) == ("inconclusive", "rolled_back")
+    assert "no node has a free GPU" in done.reasons[0]
+    assert (at.in_charge, at.target.canary, named()) == ("1", None, {"champion": "1", "challenger": "3"})
+    at.target.start_canary = work
+    assert at.run(**SHORT).decision == "pass"
+
+
+def lose_its_node(at, seconds: float) -> None:
+    """The canary is not ready for a time, and whoever routes takes its share away meanwhile."""
+
+    def gone():
+        at.target.canary.ready, at.target.canary.share = False, 0
+
+    def back():
+        if at.target.canary:
+            at.target.canary.ready, at.target.canary.share = True, 5
+
+    at.time.after(35, gone)
+    at.time.after(35 + seconds, back)
+
+
+def test_a_version_that_loses_its_traffic_while_it_is_not_ready_was_not_changed_by_anybody(trial):
+    at = trial()
+    lose_its_node(at, 200)
+    done = at.run(limits={"ready_grace_seconds": 300})
+    assert done.decision == "pass"
+
+
+def test_a_version_that_is_not_back_in_time_is_rolled_back(trial):
+    at = trial()
+    lose_its_node(at, 400)
+    done = at.run(limits={"ready_grace_seconds": 300})
+    assert (done.decision, done.outcome) == ("fail", "rolled_back")
+    assert "has not been ready for" in done.reasons[0]
+
+
+def test_the_only_version_may_have_all_the_traffic_before_it_is_asked_to(trial):
+    without_champion()
+    at = trial(serving="")
+    work = at.target.start_canary
+
+    def start(name, model):
+        work(name, model)
+        at.target.canary.share = 100
+
+    at.target.start_canary = start
+    at.target.kill(6, before=False)
+    with pytest.raises(Killed):
+        at.run("1")
+    at.target.revive()
+    assert at.run("1").decision == "pass"
+    assert at.in_charge == "1"
+
+
+def test_where_nothing_can_be_counted_the_version_gets_no_traffic(trial):
+    at = trial()
+    at.target.unreachable = {"counts"}
+    done = at.run()
+    assert (done.decision, done.outcome) == ("inconclusive", "rolled_back")
+    assert "cannot be counted" in done.reasons[0]
+    assert at.target.history == []
+    assert named()["challenger"] == "3"
+
+
+def test_counts_that_are_away_for_long_pass_nobody(trial):
+    at = trial()
+    at.time.after(35, lambda: at.target.unreachable.add("counts"))
+    done = at.run()
+    assert (done.decision, done.outcome) == ("inconclusive", "rolled_back")
+    assert "could not be reached" in done.reasons[0]
+    assert at.in_charge == "1"
+
+
+def test_a_version_that_fails_while_nothing_is_counted_is_rolled_back_at_once(trial):
+    at = trial()
+
+    def die():
+        at.target.unreachable.add("counts")
+        at.target.canary.ready, at.target.canary.failed, at.target.canary.reason = False, True, "out of memory"
+
+    at.time.after(35, die)
+    done = at.run()
+    assert (done.decision, done.reasons) == ("fail", ["version 3 failed: out of memory"])
+    assert at.time() - 1_000_000.0 < 50
+
+
+def test_counts_that_begin_anew_after_a_kill_take_nothing_in_twice(trial):
+    at = trial()
+    work, origin = at.target.counts, ["first"]
+
+    def since(name):
+        found = work(name)
+        arms = [replace(arm, origin=origin[0]) if arm else None for arm in (found.stable, found.canary)]
+        return ArmCounts(*arms)
+
+    at.target.counts = since
+    at.target.kill(30, before=True)
+    with pytest.raises(Killed):
+        at.run()
+    at.target.revive()
+    at.target.restart("stable")
+    at.target.restart("canary")
+    origin[0] = "second"
+    done = at.run()
+    assert done.decision == "pass"
+    assert not any("started again" in event["text"] for event in done.events)
+
+
+def test_a_test_without_data_is_said_to_say_nothing(trial):
+    at = trial()
+    work = at.target.counts
+
+    def without_scores(name):
+        found = work(name)
+        return ArmCounts(*(replace(arm, scores=Counts().scores) if arm else None for arm in (found.stable, found.canary)))
+
+    at.target.counts = without_scores
+    done = at.run()
+    assert done.decision == "pass"
+    assert done.reasons[0].endswith("without data, nothing can be said of scores")
+    tests = timeline_of("fraud", done)["tests"]
+    assert {name: test["data"] for name, test in tests.items()} == {
+        "failed": True,
+        "rejected": True,
+        "latency": True,
+        "scores": False,
+    }
+    assert render_report("fraud", done).count(">no data<") == 1

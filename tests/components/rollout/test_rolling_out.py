@@ -55,6 +55,50 @@ def test_a_plan_that_cannot_be_done_is_refused_before_anything_is_opened(at_targ
         at_target(steps=[], target="unknown")
 
 
+def test_shadow_traffic_is_refused_at_once_where_none_can_be_sent(trial):
+    at = trial()
+    at.target.mirrors = False
+    with pytest.raises(InvalidInput, match="shadow_seconds = 60"):
+        at.run(shadow_seconds=60)
+    assert at.target.calls == []
+
+
+@pytest.mark.parametrize(("target", "limits", "grace"), [("kserve", {}, 300.0), ("kserve", {"ready_grace_seconds": 5}, 5.0)])
+def test_a_cluster_gets_its_own_options_and_time_to_start_a_pod_anew(trial, monkeypatch, tmp_path, target, limits, grace):
+    at, asked = trial(), []
+    monkeypatch.setattr(rolling_out, "open_target", lambda name, serving: asked.append((name, serving)) or at.target)
+    model = at.laptop.versions["3"]
+    at.target.start_canary("fraud", at.laptop.versions["2"])
+    serving = {"namespace": "models", "gpus": 1}
+    with pytest.raises(TargetChanged, match="modelyard split fraud --end --target kserve --namespace models"):
+        rollout_model(
+            tmp_path / "report.html",
+            tmp_path / "timeline.json",
+            model_name="fraud",
+            version="3",
+            digest=model.digest,
+            uri=model.uri,
+            target=target,
+            serving=serving,
+            **{**PLAN, "limits": limits},
+        )
+    assert asked == [("kserve", serving)]
+    at.target.roll_back("fraud")
+    plans = []
+    monkeypatch.setattr(rolling_out, "run_rollout", lambda target, plan, **details: plans.append(plan) or at.run("1"))
+    rollout_model(
+        tmp_path / "report.html",
+        tmp_path / "timeline.json",
+        model_name="fraud",
+        version="1",
+        digest=model.digest,
+        uri=model.uri,
+        target=target,
+        **{**PLAN, "limits": limits},
+    )
+    assert plans[0].limits.ready_grace_seconds == grace
+
+
 def test_a_rollout_of_another_process_on_this_machine_is_not_waited_for(trial, laptop):
     at = trial()
     folder = laptop.home / "serving"
