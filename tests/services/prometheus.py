@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -102,23 +102,24 @@ def running_prometheus(folder: Path, interval: str = "250ms") -> Iterator[Promet
 class Exposition:
     """An HTTP server that gives a text to whoever scrapes it.
 
+    Args:
+        text: makes what it gives; None to fail.
+
     Attributes:
-        text: what it gives; None to fail.
         address: ``host:port``.
     """
 
-    def __init__(self, text: str = "") -> None:
-        self.text: str | None = text
-        outer = self
-
+    def __init__(self, text: Callable[[], str | None]) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                body = (outer.text or "").encode()
-                self.send_response(500 if outer.text is None else 200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
+                given = text()
+                body = (given or "").encode()
+                # Prometheus may have been killed meanwhile.
                 with suppress(ConnectionError):
+                    self.send_response(500 if given is None else 200)
+                    self.send_header("Content-Type", "text/plain; version=0.0.4")
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
                     self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:

@@ -15,27 +15,18 @@ class Replica:
     """A predictor's own metrics behind a port of its own, without the predictor."""
 
     def __init__(self, version: str) -> None:
-        self.version = version
-        self._exposition = Exposition()
+        self.version, self.failing = version, False
+        self._exposition = Exposition(lambda: None if self.failing else self.metrics.exposition().decode())
         self.address = self._exposition.address
         self.restart()
 
     def restart(self) -> None:
         """All its counts begin at zero."""
         self.metrics = Metrics("fraud", self.version, "blake3:0")
-        self.show()
 
     def serve(self, requests: int, status: int = 200, seconds: float = 0.003) -> None:
         for _ in range(requests):
             self.metrics.count_request(status, seconds)
-        self.show()
-
-    def show(self) -> None:
-        self._exposition.text = self.metrics.exposition().decode()
-
-    def fail(self) -> None:
-        """It does not answer Prometheus any more."""
-        self._exposition.text = None
 
     def close(self) -> None:
         self._exposition.close()
