@@ -52,6 +52,7 @@ class FakeTrainer:
         self.requests: list[tuple[str, str]] = []
         self.refusals: list[tuple[str, int, dict[str, str]]] = []
         self.on_create: Callable[[Object], None] | None = None
+        self.on_delete: Callable[[Object], None] | None = None
         self._runtimes = runtimes
         self._lock = threading.RLock()
         self._started, self._stopped = threading.Event(), threading.Event()
@@ -76,7 +77,7 @@ class FakeTrainer:
         self._thread.join(20)
 
     def refuse(self, method: str, status: int, times: int = 1, **headers: str) -> None:
-        """The next requests of a method about TrainJobs meet with a status; 0 is a connection that is cut."""
+        """The next requests of a method about TrainJobs meet with a status; 0 is a connection cut after the work is done."""
         self.refusals += [(method, status, headers)] * times
 
     def run(self, name: str, phases: list[str]) -> None:
@@ -123,6 +124,8 @@ class FakeTrainer:
                 if refusal[0] == method:
                     self.refusals.remove(refusal)
                     if not refusal[1]:
+                        with self._lock:
+                            self._work(method, path, request)
                         request._raw_request.transport.abort()
                         return aiohttp.web.Response()
                     return _failure(refusal[1], "told to refuse", refusal[2])
@@ -137,6 +140,8 @@ class FakeTrainer:
             if name not in self.jobs:
                 return _failure(404, f'trainjobs.trainer.kubeflow.org "{name}" not found')
             if method == "DELETE":
+                if self.on_delete is not None:
+                    self.on_delete(self.jobs[name])
                 del self.jobs[name]
                 self.pods.pop(name, None)
                 self.deleted.append(name)

@@ -92,11 +92,11 @@ def test_a_job_that_runs_is_found_again_and_one_that_failed_is_started_anew(clus
 
 def test_an_answer_to_creating_that_is_lost_makes_no_second_job(cluster):
     job = _job()
-    cluster.on_create = lambda _: cluster.refuse("GET", 503, 2)
     cluster.refuse("POST", 0)
     job.start()
     assert job.state().status == "running"
     assert list(cluster.jobs) == ["modelyard-abc"]
+    assert len([1 for method, _ in cluster.requests if method == "POST"]) == 2
 
 
 def test_a_busy_api_server_is_asked_again_when_it_says_so(cluster):

@@ -1,0 +1,169 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from modelyard.components.artifacts.digest import model_digest
+from modelyard.components.artifacts.scoring import load_scorer
+from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.training.distributed import training
+from modelyard.components.training.distributed.job import JobFailed
+from modelyard.components.training.distributed.training import DistributedParameters, train_on_nodes
+from tests.services.fixtures import rclone_s3  # noqa: F401
+from tests.support.fake_trainer import FakeTrainer
+from tests.support.trainer_pods import TrainerPods
+
+TREES = {"rounds": 12, "early_stopping_rounds": 0, "subsample": 0.7, "threads": 1, "checkpoint_rounds": 2}
+
+LONG = {**TREES, "rounds": 120, "checkpoint_rounds": 15}
+
+_STEP = """
+import json, sys
+from modelyard.components.training.distributed.training import DistributedParameters, train_on_nodes
+print(train_on_nodes(*sys.argv[1:4], "fraud", DistributedParameters(**json.loads(sys.argv[4]))).digest)
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch, rclone_s3):  # noqa: F811
+    """An API whose pods are processes, and an object store that step and pods share."""
+    for name, value in rclone_s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(training._POLL_SECONDS, "kubernetes", 0.2)
+    pods = tmp_path / "pods"
+    pods.mkdir()
+    with FakeTrainer(tmp_path) as api, TrainerPods(api, pods, rclone_s3.environment) as running:
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(api.kubeconfig))
+        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig))
+        running.api = api
+        running.store = rclone_s3.folder / "bucket"
+        yield running
+
+
+def _parameters(tmp_path, **changes) -> DistributedParameters:
+    told = {"parameters": TREES, "backend": "kubernetes", "checkpoint_uri": f"s3://bucket/{tmp_path.name}"}
+    return DistributedParameters(**{**told, **changes})
+
+
+def _until(condition, seconds=60):
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def _step(rows, folder: Path, parameters: DistributedParameters) -> "subprocess.Popen[str]":
+    told = json.dumps({name: getattr(parameters, name) for name in parameters.__dataclass_fields__})
+    command = [sys.executable, "-c", _STEP, str(rows.train), str(rows.validation), str(folder), told]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _stored(cluster, tmp_path) -> list[Path]:
+    return [path for path in (cluster.store / tmp_path.name).rglob("*") if path.is_file()]
+
+
+@pytest.mark.server
+def test_rows_and_result_go_through_the_object_store_and_nothing_is_left_there(rows, home, tmp_path, runs, cluster):
+    seen = []
+    created = cluster.api.on_create
+    cluster.api.on_create = lambda job: (seen.append(sorted(path.name for path in _stored(cluster, tmp_path))), created(job))
+    trained = train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", _parameters(tmp_path))
+    assert [name for name in seen[0] if not name.endswith(".npz")] == [
+        "assignment.json",
+        "rows-0000.parquet",
+        "rows-0001.parquet",
+        "validation.parquet",
+    ]
+    assert trained.digest == model_digest(tmp_path / "model")
+    scorer = load_scorer(tmp_path / "model")
+    assert scorer.spec.training["parameters"]["nodes"] == 2
+    assert "xgboost" in scorer.spec.training["versions"]
+    assert trained.metrics["validation_roc_auc"] > 0.75
+    assert len(scorer.score(pl.read_parquet(rows.validation).head(10))) == 10
+    (run,) = runs()
+    assert (run.info.run_id, run.info.status) == (trained.run_id, "FINISHED")
+    assert run.data.params["version_xgboost"]
+    assert cluster.api.jobs == {}
+    assert _stored(cluster, tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_a_step_that_is_killed_finds_its_job_again(rows, home, tmp_path, runs, cluster):
+    parameters = _parameters(tmp_path, parameters=LONG)
+    first = _step(rows, tmp_path / "model", parameters)
+    _until(lambda: cluster.processes)
+    cluster.signal(signal.SIGSTOP)
+    first.kill()
+    first.wait()
+    second = _step(rows, tmp_path / "model", parameters)
+    assert any("was started by an earlier attempt" in line for line in second.stdout)
+    cluster.signal(signal.SIGCONT)
+    output = second.communicate(timeout=120)[0]
+    assert second.returncode == 0, output
+    assert len(cluster.processes) == 1
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+    assert _stored(cluster, tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_a_cancelled_step_deletes_its_job_and_the_next_goes_on_to_the_same_bytes(rows, home, tmp_path, runs, cluster):
+    parameters = _parameters(tmp_path, parameters=LONG)
+    step = _step(rows, tmp_path / "model", parameters)
+    _until(lambda: any(path.name == "checkpoint.npz" for path in _stored(cluster, tmp_path)))
+    step.send_signal(signal.SIGTERM)
+    output = step.communicate(timeout=120)[0]
+    assert step.returncode == 1
+    assert "stopped by SIGTERM" in output
+    assert cluster.api.jobs == {}
+    (pods,) = cluster.processes.values()
+    assert [process.wait(60) for process in pods] == [os.EX_TEMPFAIL, os.EX_TEMPFAIL]
+    trained = train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
+    again = train_on_nodes(rows.train, rows.validation, tmp_path / "again", "fraud", parameters)
+    assert trained.digest == again.digest
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_a_node_that_is_lost_fails_the_step_and_the_next_goes_on(rows, home, tmp_path, runs, cluster):
+    parameters = _parameters(tmp_path, parameters=LONG)
+    created = cluster.api.on_create
+
+    def lose_one(job):
+        created(job)
+        cluster.processes[job["metadata"]["name"]][1].kill()
+
+    cluster.api.on_create = lose_one
+    with pytest.raises(JobFailed, match="failed; run the step again"):
+        train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
+    assert [run.info.status for run in runs()] == ["FAILED"]
+    cluster.api.on_create = created
+    train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+
+
+def test_a_folder_cannot_be_shared_with_other_machines(rows, home, tmp_path):
+    with pytest.raises(InvalidInput, match=r"checkpoint_uri.*other machines"):
+        train_on_nodes(
+            rows.train,
+            rows.validation,
+            tmp_path / "m",
+            "fraud",
+            DistributedParameters(backend="kubernetes", checkpoint_uri="/x"),
+        )
+
+
+def test_a_pod_without_a_store_says_where_rows_could_go(rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    for name in ("MODELYARD_HOME", "MODELYARD_MODEL_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(NotAvailable, match="MODELYARD_MODEL_STORE"):
+        train_on_nodes(rows.train, rows.validation, tmp_path / "m", "fraud", DistributedParameters())
