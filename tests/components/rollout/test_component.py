@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from modelyard.components.registry.versions import aliases
-from modelyard.components.rollout.component import rollback_model, rollout_model
+from modelyard.components.rollout.component import promote_served_model, rollback_model, rollout_model
 from modelyard.components.serving.local.target import LocalTarget
 from modelyard.components.tracking.connection import client
 from tests.services.servers import free_port
@@ -20,7 +20,7 @@ def target(laptop, monkeypatch):
 
 
 @pytest.mark.server
-def test_as_pipeline_steps_a_version_is_rolled_out_under_live_traffic_and_rolled_back(laptop, target, tmp_path):
+def test_as_pipeline_steps_a_version_is_rolled_out_under_live_traffic_and_back_and_another_promoted(laptop, target, tmp_path):
     target.restore("fraud", laptop.versions["1"])
     model = laptop.versions["3"]
     folders = {version: Path(model.uri) for version, model in laptop.versions.items()}
@@ -48,7 +48,12 @@ def test_as_pipeline_steps_a_version_is_rolled_out_under_live_traffic_and_rolled
         back = run_component(rollback_model, tmp_path / "rollback", model_name="fraud", reason="complaints")
         assert (back["version"], back["replaced"]) == ("1", "3")
         assert traffic.ask() == "1"
-    assert aliases(client(), "fraud") == {"champion": "1"}
+        target.start_canary("fraud", laptop.versions["2"])
+        target.set_share("fraud", 10)
+        put = run_component(promote_served_model, tmp_path / "promotion", model_name="fraud", reason="it cannot wait")
+        assert (put["version"], put["digest"], put["replaced"]) == ("2", laptop.versions["2"].digest, "1")
+        assert traffic.ask() == "2"
+    assert aliases(client(), "fraud") == {"champion": "2", "previous": "1"}
     assert not traffic.failed
     assert not traffic.wrong
     assert traffic.answered["3"] > 40

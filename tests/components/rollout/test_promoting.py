@@ -2,13 +2,14 @@ import pytest
 
 from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.registry import versions
-from modelyard.components.registry.promotion import PromotionRefused
-from modelyard.components.rollout import record
+from modelyard.components.registry.promotion import PromotionRefused, promote_model
+from modelyard.components.rollout import promoting, record
 from modelyard.components.rollout.promoting import Promoted, promote
 from modelyard.components.rollout.rollback import roll_back
 from modelyard.components.serving.target import TargetChanged
 from modelyard.components.tracking.connection import client
-from tests.support.simulated_target import Behaviour
+from tests.components.rollout.conftest import Trial
+from tests.support.simulated_target import Behaviour, Killed
 
 
 def named() -> dict[str, str]:
@@ -121,3 +122,130 @@ def test_a_rollback_brings_back_the_version_before(on_trial):
     assert named() == {"champion": "1"}
     with pytest.raises(InvalidInput, match="no version of 'fraud' is on trial"):
         promote("fraud", "", on_trial.target)
+
+
+def test_a_rollback_during_a_promotion_ends_it_and_the_registry_follows(on_trial):
+    work = on_trial.target.promote
+
+    def roll_back_first(*arguments):
+        roll_back("fraud", on_trial.target, "complaints")
+        work(*arguments)
+
+    on_trial.target.promote = roll_back_first
+    with pytest.raises(TargetChanged, match="a rollback of 'fraud' took this promotion back"):
+        promote("fraud", "", on_trial.target)
+    assert (on_trial.in_charge, on_trial.target.canary) == ("1", None)
+    assert named() == {"champion": "1"}
+    assert tags("3")["rejected_reason"] == "complaints"
+
+
+def test_a_rollback_while_the_version_is_started_brings_nothing_older_back(trial):
+    at = trial()
+    at.target.previous = at.laptop.versions["2"]
+    work = at.target.start_canary
+
+    def roll_back_meanwhile(*arguments):
+        roll_back("fraud", at.target, "complaints")
+        work(*arguments)
+
+    at.target.start_canary = roll_back_meanwhile
+    with pytest.raises(TargetChanged, match="took this promotion back"):
+        promote("fraud", "3", at.target)
+    assert (at.in_charge, at.target.canary, named()) == ("1", None, {"champion": "1"})
+
+
+def test_a_promotion_that_the_registry_gave_to_another_at_that_moment_ends_the_trial(on_trial, monkeypatch):
+    work = promoting.promote_model
+
+    def be_late(*arguments):
+        promote_model("fraud", "2", on_trial.laptop.versions["2"].digest)
+        return work(*arguments)
+
+    monkeypatch.setattr(promoting, "promote_model", be_late)
+    with pytest.raises(PromotionRefused):
+        promote("fraud", "", on_trial.target)
+    assert (on_trial.in_charge, on_trial.target.canary, named()["champion"]) == ("1", None, "2")
+    assert record.read(on_trial.target, "fraud").promoted == {}
+
+
+def test_a_version_that_dies_at_the_last_moment_is_champion_no_longer(on_trial):
+    def die(*arguments):
+        on_trial.target.canary.ready, on_trial.target.canary.failed = False, True
+        on_trial.target.canary.reason = "out of memory"
+        raise NotAvailable("version 3 cannot be served")
+
+    on_trial.target.promote = die
+    with pytest.raises(NotAvailable, match="out of memory"):
+        promote("fraud", "", on_trial.target)
+    assert (on_trial.in_charge, on_trial.target.canary, named()["champion"]) == ("1", None, "1")
+
+
+def test_a_canary_that_was_taken_away_after_the_registry_was_told_comes_back_in_charge(on_trial):
+    work = on_trial.target.promote
+
+    def late(*arguments):
+        on_trial.target.roll_back("fraud")
+        work(*arguments)
+
+    on_trial.target.promote = late
+    assert promote("fraud", "", on_trial.target).version == on_trial.in_charge == "3"
+
+
+def test_while_a_promotion_is_half_done_no_other_version_is_promoted(on_trial):
+    on_trial.target.unreachable = {"promote"}
+    with pytest.raises(NotAvailable):
+        promote("fraud", "", on_trial.target)
+    with pytest.raises(TargetChanged, match="the promotion of version 3 of 'fraud' is half done"):
+        promote("fraud", "2", on_trial.target)
+    on_trial.target.unreachable.clear()
+    assert promote("fraud", "", on_trial.target).version == on_trial.in_charge == "3"
+
+
+def test_what_a_rollback_could_not_tell_the_registry_comes_first(trial, monkeypatch):
+    at = trial()
+    promote("fraud", "3", at.target)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setattr("modelyard.components.tracking.connection._FIRST_CALL_RETRIES", "0")
+        assert roll_back("fraud", at.target, "complaints").registry.startswith("pending:")
+    assert promote("fraud", "2", at.target) == Promoted("2", at.laptop.versions["2"].digest, "1")
+    assert (tags("3")["rejected_reason"], named()["champion"]) == ("complaints", "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["", "2"])
+def test_killed_at_any_call_and_run_again_a_promotion_ends_as_if_it_had_not_been(laptops, version):
+    def begin():
+        at = Trial(laptops())
+        at.target.start_canary("fraud", at.laptop.versions["3"])
+        at.target.set_share("fraud", 50)
+        return at
+
+    at, wanted = begin(), version or "3"
+    at.target.calls.clear()
+    promote("fraud", version, at.target, "now")
+    calls = len(at.target.calls)
+    assert calls > 8
+    for call, before in [*((call, True) for call in range(2, calls + 1)), (calls, False)]:
+        at = begin()
+        at.target.kill(call, before=before)
+        with pytest.raises(Killed):
+            promote("fraud", version, at.target, "now")
+        at.target.revive()
+        # Whatever is in charge meanwhile, it is one of the two.
+        assert at.in_charge in ("1", wanted)
+        done = promote("fraud", version, at.target, "now")
+        assert (done.version, at.in_charge, at.target.canary) == (wanted, wanted, None), call
+        assert named()["champion"] == wanted
+        assert roll_back("fraud", at.target).version == at.in_charge == "1"
+        assert named()["champion"] == "1"
+
+
+@pytest.mark.parametrize("call", [3, 6, 8, 9, 11])
+def test_killed_at_any_call_a_promotion_can_be_taken_back_instead(on_trial, call):
+    on_trial.target.kill(call, before=True)
+    with pytest.raises(Killed):
+        promote("fraud", "", on_trial.target)
+    on_trial.target.revive()
+    assert roll_back("fraud", on_trial.target, "complaints").version == on_trial.in_charge == "1"
+    assert (on_trial.target.canary, named()["champion"]) == (None, "1")

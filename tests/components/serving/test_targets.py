@@ -2,7 +2,7 @@ import pytest
 
 from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.local.target import LocalTarget
-from modelyard.components.serving.targets import open_target
+from modelyard.components.serving.targets import command_options, open_target
 
 
 def test_a_target_is_opened_by_its_name(tmp_path, monkeypatch):
@@ -11,8 +11,24 @@ def test_a_target_is_opened_by_its_name(tmp_path, monkeypatch):
     assert not (tmp_path / "home").exists()
 
 
+def test_a_cluster_is_told_how_to_serve_before_anything_is_opened():
+    with pytest.raises(InvalidInput, match=r"serving\.replicas"):
+        open_target("kserve", {"replicas": 3})
+
+
+def test_how_a_cluster_serves_says_nothing_to_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELYARD_HOME", str(tmp_path / "home"))
+    assert isinstance(open_target("local", {"gpus": 1}), LocalTarget)
+
+
+def test_a_command_reaches_the_target_again_by_its_options():
+    assert command_options("local", {"namespace": "models"}) == ""
+    assert command_options("kserve", {"namespace": "models", "gpus": 1}) == " --target kserve --namespace models"
+    assert command_options("kserve", {"namespace": ""}) == command_options("kserve") == " --target kserve"
+
+
 def test_another_name_is_refused():
-    with pytest.raises(InvalidInput, match="target = 'here': use local"):
+    with pytest.raises(InvalidInput, match="target = 'here': use local or kserve"):
         open_target("here")
 
 
