@@ -157,6 +157,7 @@ def _uri(bucket: str, key: str) -> str:
 def _clear_errors(bucket: str, key: str) -> Iterator[None]:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from s3transfer.exceptions import RetriesExceededError
 
     uri = _uri(bucket, key)
     try:
@@ -168,5 +169,7 @@ def _clear_errors(bucket: str, key: str) -> Iterator[None]:
     except ClientError as error:
         code = error.response["Error"]["Code"]
         raise NotAvailable(f"{uri}: {_REMEDIES.get(code, f'the store answered {error}; try again')}") from error
+    except RetriesExceededError as error:
+        raise NotAvailable(f"{uri}: the connection broke off each time ({error.last_exception}); try again") from error
     except (BotoCoreError, Boto3Error) as error:
         raise NotAvailable(f"{uri}: the store cannot be reached ({error}); check AWS_ENDPOINT_URL and the network") from error
