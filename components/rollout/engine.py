@@ -294,7 +294,14 @@ class Rollout:
             raise _Decided(INCONCLUSIVE, "the canary was taken away while it was starting")
         if not arm.ready:
             raise _Decided(FAIL, f"version {self._candidate.version} did not become ready: {arm.reason or 'no reason given'}")
-        if fault := self._replay(arm, self._name, self._view.candidate.directory):
+        try:
+            fault = self._replay(arm, self._name, self._view.candidate.directory)
+        except NotAvailable as error:
+            found = self._target.state(self._name).canary
+            if found is not None and _serves(found, self._candidate.digest) and found.failed:
+                raise _Decided(FAIL, self._failure(found)) from error
+            raise _Decided(INCONCLUSIVE, f"it could not be asked for its golden rows from here: {error}") from error
+        if fault:
             raise _Decided(FAIL, fault)
         try:
             self._begin_counts(self._insist(lambda: self._target.counts(self._name)))
@@ -316,7 +323,10 @@ class Rollout:
         arm = self._start_arm(champion.model)
         fault = "it was taken away while it was starting" if arm is None else arm.reason or "it is not ready"
         if arm is not None and arm.ready:
-            fault = self._replay(arm, self._name, champion.directory)
+            try:
+                fault = self._replay(arm, self._name, champion.directory)
+            except NotAvailable as error:
+                fault = str(error)
         if arm is None or not arm.ready or fault:
             if arm is not None:
                 self._target.roll_back(self._name)

@@ -23,6 +23,10 @@ _TIMEOUT_SECONDS = 30
 _ATTEMPTS, _PAUSE_SECONDS = 6, 2.0
 
 
+class _BadAnswer(Exception):
+    """Something answered, but not with scores."""
+
+
 def golden_fault(arm: Arm, model_name: str, directory: Path, sleep: Callable[[float], None] = time.sleep) -> str:
     """What is wrong with an arm's answers to the golden rows; empty if they are as they must be.
 
@@ -31,6 +35,9 @@ def golden_fault(arm: Arm, model_name: str, directory: Path, sleep: Callable[[fl
         model_name: the served model.
         directory: the model's verified directory.
         sleep: waits for a number of seconds before an attempt is repeated.
+
+    Raises:
+        NotAvailable: nothing answers at the arm's address, which says nothing of the arm.
     """
     golden = json.loads((directory / GOLDEN_ROWS_FILE).read_text(encoding="utf-8"))
     if arm.layout == TRITON:
@@ -39,20 +46,23 @@ def golden_fault(arm: Arm, model_name: str, directory: Path, sleep: Callable[[fl
         path, body = triton_request(model_name, directory, golden["rows"])
     else:
         path, body, read_scores = f"/v2/models/{model_name}/infer", _request(golden["rows"], directory), _probabilities
-    fault = ""
+    answer: Any = None
     for attempt in range(_ATTEMPTS):
         if attempt:
             sleep(_PAUSE_SECONDS)
         try:
             answer = _ask(arm.url, path, body)
-        except NotAvailable as error:
-            fault = f"the golden rows got no answer: {error}"
-            continue
-        try:
-            return _compare(read_scores(answer), golden["scores"])
-        except InvalidInput:
-            return "the golden rows got an answer without probabilities"
-    return fault
+            break
+        except (NotAvailable, _BadAnswer) as error:
+            fault = error
+    else:
+        if isinstance(fault, NotAvailable):
+            raise fault
+        return f"the golden rows got no scores: {fault}"
+    try:
+        return _compare(read_scores(answer), golden["scores"])
+    except InvalidInput:
+        return "the golden rows got an answer without probabilities"
 
 
 def _request(rows: list[list[float | None]], directory: Path) -> str:
@@ -83,13 +93,16 @@ def _ask(url: str, path: str, body: str) -> Any:
         connection.request("POST", place.path.rstrip("/") + path, body, headers)
         response = connection.getresponse()
         text = response.read()
-        if response.status != http.client.OK:
-            raise NotAvailable(f"{url} answered {response.status}: {text[:300].decode(errors='replace')}")
-        return json.loads(text)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NotAvailable(f"{url}: {error or type(error).__name__}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise NotAvailable(f"{url} does not answer: {error or type(error).__name__}") from error
     finally:
         connection.close()
+    if response.status != http.client.OK:
+        raise _BadAnswer(f"{url} answered {response.status}: {text[:300].decode(errors='replace')}")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _BadAnswer(f"{url} answered what is no JSON ({error})") from error
 
 
 def _probabilities(answer: Any) -> list[float]:

@@ -90,8 +90,8 @@ def _announced(target: ServingTarget, model_name: str, named: ServedModel | None
             if _serves(state.stable, model.digest) and registry_side.is_champion(model_name, model):
                 return {"answer": asdict(Promoted(model.version, model.digest, ""))}
             canary = state.canary
-            if canary is not None and _serves(canary, model.digest) and canary.failed:
-                raise NotAvailable(f"version {model.version} of {model_name!r} cannot be put in charge: {canary.reason}")
+            if canary is not None and _serves(canary, model.digest) and not canary.ready:
+                raise NotAvailable(_cannot(model_name, canary))
             check_may_follow(model_name, model.version)
             before = state.stable.model if state.stable and not _serves(state.stable, model.digest) else None
             intent = {
@@ -171,12 +171,18 @@ class _Promotion:
             return
         if state.canary is not None and not _serves(state.canary, self._model.digest):
             self._target.roll_back(self._name)
-        self._target.start_canary(self._name, self._model)
+        try:
+            self._target.start_canary(self._name, self._model)
+        except NotAvailable:
+            arm = self._target.state(self._name).canary
+            if arm is not None and _serves(arm, self._model.digest) and not arm.ready:
+                self._give_up(arm)
+            raise
         arm = self._target.state(self._name).canary
         if arm is None or not _serves(arm, self._model.digest):
             self._check(record.read(self._target, self._name))
             raise TargetChanged(f"somebody else took version {self._model.version} of {self._name!r} away: try again")
-        if arm.failed:
+        if not arm.ready:
             self._give_up(arm)
 
     def _put_in_charge(self) -> None:
@@ -194,7 +200,7 @@ class _Promotion:
             self._target.restore(self._name, self._model)
 
     def _give_up(self, arm: Arm) -> NoReturn:
-        reason = f"version {self._model.version} of {self._name!r} cannot be put in charge: {arm.reason or 'no reason given'}"
+        reason = _cannot(self._name, arm)
         if self._before is not None and registry_side.is_champion(self._name, self._model):
             self._bring_back_in_registry(self._before, reason)
         self._withdraw(reason)
@@ -245,6 +251,10 @@ class _Promotion:
         change = RegistryChange(registry_side.BRING_BACK, model.version, model.digest, self._model.version, reason)
         record.change(self._target, self._name, lambda notes: notes.pending.append(change.to_json()))
         registry_side.finish_pending(self._target, self._name)
+
+
+def _cannot(model_name: str, arm: Arm) -> str:
+    return f"version {arm.model.version} of {model_name!r} cannot be put in charge: {arm.reason or 'it is not ready'}"
 
 
 def _serves(arm: Arm | None, digest: str) -> bool:

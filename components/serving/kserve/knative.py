@@ -28,7 +28,7 @@ from typing import Any
 from modelyard.components import settings
 from modelyard.components.errors import NotAvailable
 from modelyard.components.serving.kserve.api import REVISION, Object
-from modelyard.components.serving.kserve.names import identity
+from modelyard.components.serving.kserve.names import identity, layout
 from modelyard.components.serving.kserve.notes import Memory, Version
 from modelyard.components.serving.kserve.placement import KNATIVE
 from modelyard.components.serving.kserve.pods import is_ready, trouble
@@ -234,7 +234,8 @@ class KnativeMode:
         if not ready and not reason:
             reason, failed = now.problem(revision)
         url = now.url(revision) if ready else ""
-        return SeenArm(Arm(model, share, ready=ready, failed=failed, reason=reason, url=url), revision)
+        arm = Arm(model, share, ready=ready, failed=failed, reason=reason, url=url, layout=now.layout(revision))
+        return SeenArm(arm, revision)
 
 
 class _Now:
@@ -255,6 +256,9 @@ class _Now:
     def model(self, revision: str) -> ServedModel:
         _, version, digest = identity(self._annotations(revision))
         return ServedModel(version, digest, self._annotations(revision).get(_SOURCE, ""))
+
+    def layout(self, revision: str) -> str:
+        return layout(self._annotations(revision))
 
     def share(self, digest: str) -> int:
         """Percent of the traffic that revisions of this version get."""

@@ -92,5 +92,10 @@ def identity(annotations: Mapping[str, str] | None) -> tuple[str, str, str]:
     return found.get(MODEL_NAME, ""), found.get(MODEL_VERSION, ""), found.get(MODEL_DIGEST, "")
 
 
+def layout(annotations: Mapping[str, str] | None) -> str:
+    """How a version is asked for scores, see ``Arm``; as the predictor is, unless annotations say otherwise."""
+    return (annotations or {}).get(LAYOUT) or RUNTIMES["predictor"][2]
+
+
 def _hexadecimal(digest: str) -> str:
     return digest.partition(":")[2] or digest

@@ -14,11 +14,12 @@ lowered after it, and the version in charge keeps its own.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from modelyard.components.errors import NotAvailable
 from modelyard.components.serving.kserve.api import DEPLOYMENT, HTTP_ROUTE, SERVICE, Object
-from modelyard.components.serving.kserve.names import identity, workload_name
+from modelyard.components.serving.kserve.names import identity, layout, workload_name
 from modelyard.components.serving.kserve.notes import Memory, Version
 from modelyard.components.serving.kserve.placement import STANDARD
 from modelyard.components.serving.kserve.pods import trouble
@@ -48,7 +49,7 @@ class StandardMode:
         if memory.stable is None and memory.canary and memory.canary.digest == stable.arm.model.digest and trial is None:
             # A first version is on trial alone, and gets all there is: what it is told is only written down.
             share = memory.share if stable.arm.share else 0
-            return Seen(canary=SeenArm(_with_share(stable.arm, share), stable.workload))
+            return Seen(canary=SeenArm(replace(stable.arm, share=share), stable.workload))
         if trial is None:
             return Seen(stable)
         return Seen(stable, self._arm(trial["predictor"], weights, of_canary=live))
@@ -250,8 +251,9 @@ class StandardMode:
         reason, failed = ("", False) if ready else trouble(self._service.pods(model.digest))
         if not ready and not reason:
             reason = "it is being started"
-        url = self._url(name) if ready else ""
-        return SeenArm(Arm(model, weights.get(name, 0), ready=ready, failed=failed, reason=reason, url=url), name)
+        url, spoken = self._url(name) if ready else "", layout(predictor.get("annotations"))
+        arm = Arm(model, weights.get(name, 0), ready=ready, failed=failed, reason=reason, url=url, layout=spoken)
+        return SeenArm(arm, name)
 
     def _url(self, name: str) -> str:
         """Address of one version inside the cluster; nothing leads to it alone from outside."""
@@ -325,7 +327,3 @@ def _condition(live: Object, kind: str) -> str:
         if condition["type"] == kind and condition["status"] != "True":
             return f"{kind} is {condition['status']}: {condition.get('message') or condition.get('reason') or 'no reason'}"
     return ""
-
-
-def _with_share(arm: Arm, share: int) -> Arm:
-    return Arm(arm.model, share, ready=arm.ready, failed=arm.failed, reason=arm.reason, url=arm.url)

@@ -699,6 +699,20 @@ def test_a_version_that_is_not_ready_in_time_may_be_tried_again(trial):
     assert at.run(**SHORT).decision == "pass"
 
 
+@pytest.mark.parametrize(("died", "decision"), [(False, "inconclusive"), (True, "fail")])
+def test_a_version_that_cannot_be_asked_for_its_golden_rows_is_sent_back_only_if_it_died(trial, died, decision):
+    at = trial()
+
+    def ask_in_vain(arm, *details):
+        at.target.canary.failed, at.target.canary.reason = died, "out of memory"
+        raise NotAvailable("http://simulated/3 does not answer")
+
+    at.target.answer_golden_rows = ask_in_vain
+    done = at.run()
+    assert (done.decision, done.outcome, at.target.history) == (decision, "rolled_back", [])
+    assert ("out of memory" if died else "does not answer") in done.reasons[0]
+
+
 def lose_its_node(at, seconds: float) -> None:
     """The canary is not ready for a time, and whoever routes takes its share away meanwhile."""
 

@@ -1,4 +1,5 @@
 import json
+import re
 import ssl
 import threading
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives import hashes
 
 from modelyard.components.artifacts.model import Feature, ModelSpec, write_spec
 from modelyard.components.artifacts.scoring import write_golden_rows
+from modelyard.components.errors import NotAvailable
 from modelyard.components.rollout.golden import golden_fault
 from modelyard.components.serving.target import PREDICTOR, TRITON, Arm, ServedModel
 from tests.support.certificates import write_certificates, write_private_key
@@ -103,14 +105,12 @@ def test_rows_are_asked_as_a_client_would_with_categories_by_name_and_missing_va
         (scored([0.1, None, 0.4]), "without probabilities"),
         ((200, {"outputs": []}), "without probabilities"),
         ((200, []), "without probabilities"),
-        ((200, b"no json"), "no answer"),
+        ((200, b"no json"), "got no scores.*no JSON"),
         ((400, {"error": "unknown feature"}), "answered 400.*unknown feature"),
         ((500, b""), "answered 500"),
     ],
 )
 def test_any_other_answer_is_a_fault(arm, directory, answer, fault):
-    import re
-
     arm.answers = [answer]
     assert re.search(fault, golden_fault(at(arm.url), "fraud", directory, sleep=lambda seconds: None))
 
@@ -122,8 +122,9 @@ def test_an_answer_that_failed_is_asked_for_again(arm, directory):
 
 
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1:1", "ftp://127.0.0.1"])
-def test_an_arm_that_cannot_be_asked_is_a_fault(directory, url):
-    assert "no answer" in golden_fault(at(url), "fraud", directory, sleep=lambda seconds: None)
+def test_where_nothing_answers_nothing_is_said_of_the_arm(directory, url):
+    with pytest.raises(NotAvailable, match=re.escape(url or "the arm's address")):
+        golden_fault(at(url), "fraud", directory, sleep=lambda seconds: None)
 
 
 def test_an_address_with_a_path_is_asked_below_it(arm, directory):
@@ -139,7 +140,8 @@ def test_an_arm_behind_tls_is_asked_only_if_its_certificate_is_trusted(arm, dire
     arm.socket = context.wrap_socket(arm.socket, server_side=True)
     arm.answers = [scored(SCORES)]
     here = at(arm.url.replace("http://127.0.0.1", "https://localhost"))
-    assert "certificate verify failed" in golden_fault(here, "fraud", directory, sleep=lambda seconds: None)
+    with pytest.raises(NotAvailable, match="certificate verify failed"):
+        golden_fault(here, "fraud", directory, sleep=lambda seconds: None)
     assert arm.asked == []
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert golden_fault(here, "fraud", directory) == ""

@@ -115,6 +115,29 @@ def test_a_version_that_does_not_become_ready_is_not_put_in_charge(trial):
     assert record.read(at.target, "fraud").promoted == {}
 
 
+def test_a_version_on_trial_that_is_not_ready_stays_on_trial(on_trial):
+    on_trial.target.canary.ready, on_trial.target.canary.reason = False, "its pod lost its node"
+    with pytest.raises(NotAvailable, match="version 3 of 'fraud' cannot be put in charge: its pod lost its node"):
+        promote("fraud", "", on_trial.target)
+    assert (on_trial.in_charge, on_trial.target.canary.share, on_trial.target.record) == ("1", 50, None)
+
+
+def test_a_version_that_is_not_ready_in_time_leaves_nothing_behind(trial):
+    at = trial()
+    work = at.target.start_canary
+
+    def wait_in_vain(*arguments):
+        work(*arguments)
+        at.target.canary.ready, at.target.canary.reason = False, "no node has a free GPU"
+        raise NotAvailable("waited 900 s in vain")
+
+    at.target.start_canary = wait_in_vain
+    with pytest.raises(NotAvailable, match="no node has a free GPU"):
+        promote("fraud", "3", at.target)
+    assert (at.in_charge, at.target.canary, named()["champion"]) == ("1", None, "1")
+    assert record.read(at.target, "fraud").promoted == {}
+
+
 def test_a_rollback_brings_back_the_version_before(on_trial):
     promote("fraud", "", on_trial.target)
     done = roll_back("fraud", on_trial.target, "complaints")
