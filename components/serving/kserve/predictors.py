@@ -44,6 +44,7 @@ _TAG_ROUTING = "serving.kserve.io/enable-tag-routing"
 # A cached copy on the nodes would be served without passing the storage container that verifies it.
 _NO_LOCAL_CACHE = "serving.kserve.io/disable-localmodel"
 _GPU = "nvidia.com/gpu"
+_CONTAINER = "kserve-container"
 _CARD = "card/model_card.md"
 _ABSENT = "none"
 # What clouds and Karpenter call a spot node, as a taint and as a label.
@@ -186,6 +187,8 @@ def on_trial(predictor: Mapping[str, Any], replicas: int) -> Object:
     if trial["annotations"].get(_AUTOSCALER) == KEDA:
         # KServe would make it a ScaledObject without triggers, which KEDA refuses.
         trial["annotations"][_AUTOSCALER] = NONE
+    # Required on a trial by the schema, and refused elsewhere; it is what the container is called in any case.
+    trial["model"]["name"] = _CONTAINER
     return {**trial, "minReplicas": replicas}
 
 

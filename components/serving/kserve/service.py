@@ -1,5 +1,6 @@
 """One model's InferenceService: read, written over what was read, and waited for."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,19 +182,23 @@ def model_of(predictor: Object, annotations: dict[str, str] | None = None) -> Se
     return ServedModel(version, digest, predictor.get("model", {}).get("storageUri", ""))
 
 
-def recover(live: Object, memory: Memory) -> Version:
-    """The version of ``spec.predictor`` and how it is run: from the notes, else from the fields of the object that are ours."""
+def recover(live: Object, memory: Memory, role: str = "stable") -> Version:
+    """The version in charge or on trial and how it is run: from the notes, else from the fields of the object that are ours."""
     predictor = live["spec"]["predictor"]
+    trial = live["spec"].get("canary")
+    if role == "canary" and trial:
+        predictor = copy.deepcopy(trial[0]["predictor"])
+        predictor["model"].pop("name", None)
     model = model_of(predictor)
     known = memory.find(model.digest)
     if known is not None:
         return known
     for entry in live["metadata"].get("managedFields") or ():
-        if entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply":
-            owned = entry["fieldsV1"].get("f:spec", {}).get("f:predictor", {})
-            predictor = _extract(predictor, owned)
-    predictor = {key: value for key, value in predictor.items() if key != "canaryTrafficPercent"}
-    return Version(model, predictor)
+        ours = entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
+        # What is on trial in Standard mode is one list, and as a whole ours or not.
+        if ours and not (role == "canary" and trial):
+            predictor = _extract(predictor, entry["fieldsV1"].get("f:spec", {}).get("f:predictor", {}))
+    return Version(model, {key: value for key, value in predictor.items() if key != "canaryTrafficPercent"})
 
 
 def _extract(value: Any, fields: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ from modelyard.components.serving.kserve.knative import KnativeMode
 from modelyard.components.serving.kserve.notes import Memory, Notes, Version
 from modelyard.components.serving.kserve.placement import KNATIVE, STANDARD, Placement, scaling_problem
 from modelyard.components.serving.kserve.predictors import DEPLOYMENT_MODE, MODES, build_predictor, inherit
-from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, model_of, recover, refuse_local
+from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, recover, refuse_local
 from modelyard.components.serving.kserve.standard import StandardMode
 from modelyard.components.serving.metrics.source import MetricsSource, Workload
 from modelyard.components.serving.target import ArmCounts, ServedModel, ServingState, TargetChanged
@@ -257,6 +257,9 @@ class KServeTarget:
             return mode, replace(memory, stable=None, canary=None), Seen()
         seen = mode.see(live, memory)
         brought_up = _brought_up(memory, live, seen)
+        if seen.stable is not None and brought_up.stable is None:
+            # The notes are gone, and the object speaks of the version on trial alone: it is run again as the placement says.
+            brought_up = replace(brought_up, stable=self._version(mode.name, model_name, seen.stable.arm.model, brought_up))
         if brought_up != memory:
             self._notes(model_name).change(lambda _: brought_up)
         return mode, brought_up, seen
@@ -323,17 +326,22 @@ def _brought_up(memory: Memory, live: Object, seen: Seen) -> Memory:
         # Somebody was killed when the cluster had done it and before it was written down; or it was somebody else.
         before, stable = (
             stable,
-            memory.find(seen.stable_digest) or Version(seen.stable.arm.model, recover(live, memory).predictor),
+            memory.find(seen.stable_digest) or _recovered(live, memory, seen),
         )
         previous = before or previous
     if seen.canary is None:
         canary = None
     elif seen.canary_digest != (canary.digest if canary else ""):
-        trial = live["spec"].get("canary") or [{"predictor": live["spec"]["predictor"]}]
-        canary = memory.find(seen.canary_digest) or Version(model_of(trial[0]["predictor"]), trial[0]["predictor"])
+        canary = memory.find(seen.canary_digest) or recover(live, memory, "canary")
     if (stable, canary, previous) == (memory.stable, memory.canary, memory.previous):
         return memory
     return replace(memory, stable=stable, canary=canary, previous=previous)
+
+
+def _recovered(live: Object, memory: Memory, seen: Seen) -> Version | None:
+    """The version in charge, if the object says how it is run: in Knative mode it speaks of the newest one alone."""
+    version = recover(live, memory)
+    return version if version.digest == seen.stable_digest else None
 
 
 def _provenance(model_name: str, model: ServedModel) -> Provenance:
