@@ -163,3 +163,18 @@ def test_a_reference_without_rows_is_refused():
 def test_a_shift_that_is_no_distance_is_refused(shift):
     with pytest.raises(InvalidInput, match="allowed_shift"):
         ScoreEvidence(0.01, shift)
+
+
+_few_scores = st.tuples(st.sampled_from([0, 16, 33]), st.sampled_from([0, 16, 33]), st.sampled_from([1, 2, 1000, 10**8]))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(_few_scores, _few_scores), min_size=2, max_size=12), st.sampled_from([0.0, 1e-12, 0.1, 0.9, 1.0]))
+@example([((0, 33, 1), (0, 33, 1))] * 2, 1.0)
+@example([((0, 0, 1), (0, 33, 1))] * 12, 0.9)
+def test_no_look_divides_by_nothing_however_far_apart_scores_may_be(looks, allowed):
+    evidence = ScoreEvidence(0.01, allowed)
+    with np.errstate(divide="raise", invalid="raise"):
+        for arms in looks:
+            evidence.look(*(np.bincount([low, high], [rows, 1], BUCKETS).astype(np.int64) for low, high, rows in arms))
+    assert math.isfinite(evidence.log_e_value)
