@@ -6,6 +6,7 @@ it parses of a request is answered from ``Store`` here.
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _REASONS = {
     503: "ServiceUnavailable",
     504: "Timeout",
 }
+_NAMESPACE = re.compile(r"/api/v1/namespaces(/(?P<name>[^/]+))?")
 _BY_PATH = {(resource.group, resource.version, resource.plural): kind for kind, resource in RESOURCES.items()}
 
 
@@ -62,6 +64,13 @@ class _Handler(kmock.KubernetesScaffold):
     """kmock's parsing and discovery; objects are answered by ``Api``."""
 
     api: Any = None
+
+    async def __call__(self, raw_request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        # kmock does not know the path of a namespace itself.
+        found = _NAMESPACE.fullmatch(raw_request.path)
+        if found:
+            return await self.api.answer_namespace(raw_request, found["name"])
+        return await super().__call__(raw_request)
 
     async def _handle(self, request: kmock.Request) -> aiohttp.web.StreamResponse:
         return await self.api.answer(request, super()._handle)
@@ -149,6 +158,24 @@ class Api:
             status, content = error.status, _failure(error)
         self._cluster.requests.append((method, path, status))
         return aiohttp.web.json_response(content, status=status, headers=refused.headers if refused else None)
+
+    async def answer_namespace(self, request: aiohttp.web.BaseRequest, name: str | None) -> aiohttp.web.StreamResponse:
+        """Answers a request about a namespace itself."""
+        body = await request.read()
+        with self._cluster.lock:
+            store = self._cluster.store
+            try:
+                if request.method == "POST":
+                    return aiohttp.web.json_response(store.create("namespaces", json.loads(body), "unknown"), status=201)
+                if request.method == "DELETE" and name:
+                    store.empty(name)
+                    return aiohttp.web.json_response(store.delete("namespaces", name))
+                found = store.get("namespaces", name or "")
+                if found is None:
+                    raise ApiError(404, "NotFound", f'namespaces "{name}" not found')
+                return aiohttp.web.json_response(found)
+            except ApiError as error:
+                return aiohttp.web.json_response(_failure(error), status=error.status)
 
     def _cut(self, request: kmock.Request, method: str, path: str) -> aiohttp.web.StreamResponse:
         self._cluster.requests.append((method, path, 0))

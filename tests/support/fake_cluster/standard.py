@@ -51,7 +51,7 @@ class StandardController:
             refuse_spec(status, str(missing))
             return
         name, namespace = service_name(service, stable), service["metadata"]["namespace"]
-        deployment = self._store.get("deployments", name, namespace)
+        deployment = self._store.get("deployments", name, namespace) or {}
         _observe(status, deployment.get("status", {}), f"http://{host(name, service)}")
         pods = self._store.all("pods", namespace, {"app": f"isvc.{name}"})
         observe_model(status, pods, loaded=condition_of(status, "Ready")["status"] == "True")
@@ -65,7 +65,7 @@ class StandardController:
             replicas = _canary_replicas(service, canary)
             predictor = merged_predictor(stable, canary["predictor"], replicas)
             self._deploy(service, predictor, replicas_of(predictor, service["metadata"]["annotations"]))
-            deployment = self._store.get("deployments", name, namespace)
+            deployment = self._store.get("deployments", name, namespace) or {}
             ready = deployment.get("status", {}).get("availableReplicas", 0) > 0
             percent = canary["trafficPercent"]
             said.append(
@@ -152,7 +152,7 @@ class StandardController:
                 }
                 put(self._store, "httproutes", route, namespace, content, KSERVE)
             routes = [self._store.get("httproutes", route, namespace) for route in (f"{name}-predictor", name)]
-            accepted = all(route.get("status", {}).get("parents") for route in routes)
+            accepted = all(route and route.get("status", {}).get("parents") for route in routes)
             if not accepted:
                 with_condition(status, "IngressReady", "False", "ParentStatusNotAvailable", "Predictor HttpRouteNotReady")
                 continue

@@ -212,6 +212,12 @@ class Store:
             self.delete(of, owned, within)
         return content
 
+    def empty(self, namespace: str) -> None:
+        """Takes away everything in a namespace."""
+        for key in [key for key in self._kept if key[1] == namespace]:
+            if key in self._kept:
+                self.delete(key[0], key[2], namespace)
+
     def _existing(self, key: tuple[str, str, str], resource: Resource) -> _Kept:
         kept = self._kept.get(key)
         if kept is None:

@@ -44,6 +44,7 @@ class Workloads:
     rounds_to_start: int = 2
     rounds_to_give_up: int = 40
     _ages: dict[str, int] = field(default_factory=dict)
+    _on_their_way: bool = False
 
     def run_deployments(self) -> None:
         """One round of the Deployments' controller: pods of the template come, and when enough are ready, others go."""
@@ -132,7 +133,7 @@ class Workloads:
 
     def run_pods(self) -> None:
         """One round of the nodes: every pod that starts gets on, or shows what is wrong with it."""
-        left = self.gpus
+        left, self._on_their_way = self.gpus, False
         for pod in sorted(self.store.all("pods"), key=lambda pod: not is_ready(pod)):
             metadata = pod["metadata"]
             trouble = self.troubles.get(metadata.get("annotations", {}).get(VERSION, ""))
@@ -144,16 +145,14 @@ class Workloads:
             else:
                 left -= asked
             age = self._grow(metadata["uid"]) if trouble or not is_ready(pod) else 0
+            self._on_their_way |= 0 < age <= self.rounds_to_give_up
             status = pod_status_of(trouble, age, self.rounds_to_start, is_ready(pod))
             if status != pod["status"]:
                 self.store.set_status("pods", metadata["name"], metadata["namespace"], status)
 
     def busy(self) -> bool:
         """Whether a pod is on its way, so that the next round is another one."""
-        return any(
-            not is_ready(pod) and self._ages.get(pod["metadata"]["uid"], 0) <= self.rounds_to_give_up
-            for pod in self.store.all("pods")
-        )
+        return self._on_their_way
 
     def _grow(self, name: str) -> int:
         self._ages[name] = age = self._ages.get(name, 0) + 1
