@@ -15,6 +15,9 @@
 | ``MODELYARD_MAX_REQUEST_BYTES`` | largest body of a request to a predictor | 10 MiB |
 | ``MODELYARD_MAX_REQUEST_ROWS`` | most rows of one | 50,000 |
 
+Where a cluster's rollouts find their counts is configured by the variables that ``sources`` and ``prometheus`` in
+``modelyard.components.serving.metrics`` list.
+
 Other ways to sign and to trust are configured by the variables that ``modelyard.components.signing`` lists.
 
 In a Kubernetes pod nothing local outlives the step, so there the defaults are refused rather than used. Keys are looked for

@@ -1,13 +1,15 @@
 """The counts of both arms from a Prometheus, in whichever vocabulary."""
 
+import itertools
 import secrets
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from modelyard.components.errors import NotAvailable
 from modelyard.components.serving.metrics.counting import CANARY, STABLE, ArmCount, Target, scrapes, target_of
-from modelyard.components.serving.metrics.prometheus import Prometheus
+from modelyard.components.serving.metrics.prometheus import Prometheus, Series
 from modelyard.components.serving.metrics.source import Workload
 from modelyard.components.serving.metrics.vocabulary import Vocabulary, exactly, selector
 from modelyard.components.serving.target import ArmCounts, Counts
@@ -15,9 +17,10 @@ from modelyard.components.serving.target import ArmCounts, Counts
 _POLL_SECONDS = 0.5
 # How long Prometheus itself takes a series that got no more samples, and no word that it ended, for one that goes on.
 _LOOKBACK_SECONDS = 300
-# Prometheus that was restarted does not know what went meanwhile. What is this many times later than usual is gone.
+# A Prometheus that was restarted has to find again what runs, and does not know what went meanwhile: what is this many times
+# later than usual is gone.
 _LATE = 3
-_LEAST_PATIENCE_SECONDS = 10.0
+_LEAST_PATIENCE_SECONDS = 30.0
 # A scrape is stamped when it begins and kept when it is done.
 _OVERLAP_SECONDS = 120
 # An arm that runs no replica now did so within this time, or is not known.
@@ -100,13 +103,13 @@ class PrometheusSource:
         """Seconds after which a replica that is not measured is gone."""
         if self._clock() - began <= _LEAST_PATIENCE_SECONDS:
             return _LEAST_PATIENCE_SECONDS
-        counted = [
-            series.samples[0][1]
+        usual = [
+            _usual_pause(series)
             for workload in workloads
-            for series in self._prometheus.ask(f"count_over_time({self._vocabulary.presence(workload)}[{_LOOKBACK_SECONDS}s])")
-            if target_of(series.labels) in late and series.samples
+            for series in self._prometheus.ask(f"{self._vocabulary.presence(workload)}[{_LOOKBACK_SECONDS}s]")
+            if target_of(series.labels) in late
         ]
-        return min(_LOOKBACK_SECONDS, max([_LEAST_PATIENCE_SECONDS, *(_LATE * _LOOKBACK_SECONDS / count for count in counted)]))
+        return min(_LOOKBACK_SECONDS, max([_LEAST_PATIENCE_SECONDS, *(_LATE * pause for pause in usual)]))
 
     def _counts(self, role: str, workload: Workload, asked: float, measured: bool | None) -> Counts | None:
         arm = self._arms.get((role, workload))
@@ -133,3 +136,9 @@ class PrometheusSource:
         instances = "|".join(sorted({exactly(instance) for _, _, _, instance in earlier}))
         down = self._prometheus.ask(f"{selector(['up'], instance=instances)} == 0")
         return not any(target_of(series.labels) in earlier for series in down)
+
+
+def _usual_pause(series: Series) -> float:
+    """Seconds between two samples, as a rule; the longest there may be if there is but one."""
+    pauses = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(series.samples)]
+    return statistics.median(pauses) if pauses else _LOOKBACK_SECONDS
