@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from modelyard.components.training.boosted_trees import BoostingParameters, binn
 from modelyard.components.training.distributed.assignment import Assignment
 from modelyard.components.training.distributed.team import LOOPBACK, Place, TeamSession, own_address, wait_for_first
 from modelyard.components.training.labelled_rows import LabelledRows
+from modelyard.components.training.session import Interrupted
+
+if TYPE_CHECKING:
+    from xgboost.tracker import RabitTracker
+
+_GOODBYE_SECONDS = 300
+_TRACKERS: "list[RabitTracker]" = []
 
 
 class BoostingTeam:
@@ -74,6 +82,8 @@ def _joined(place: Place) -> Iterator[None]:
     if place.rank == 0:
         tracker = RabitTracker(n_workers=place.size, host_ip=own_address(place), port=place.port, sortby="task")
         tracker.start()
+        # Freed while nodes are connected, it takes the process down; it goes with it in any case.
+        _TRACKERS.append(tracker)
     else:
         wait_for_first(place)
     # Ranks follow the tasks' names as texts.
@@ -87,11 +97,20 @@ def _joined(place: Place) -> Iterator[None]:
         _keep_to_loopback()
     try:
         yield
-        collective.finalize()
-    finally:
-        if tracker is not None:
-            with suppress(Exception):
-                tracker.free()
+    except Interrupted:
+        # All nodes have agreed to stop here. After any other error there is nobody to say goodbye to.
+        _leave(tracker)
+        raise
+    _leave(tracker)
+
+
+def _leave(tracker: "RabitTracker | None") -> None:
+    from xgboost import collective
+
+    collective.finalize()
+    if tracker is not None:
+        # The others say goodbye to it, and would fail if it were gone.
+        tracker.wait_for(_GOODBYE_SECONDS)
 
 
 def _keep_to_loopback() -> None:

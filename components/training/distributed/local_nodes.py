@@ -42,8 +42,8 @@ def main(arguments: list[str]) -> int:
         print(f"{STARTED} {nodes} processes", flush=True)
         processes = [_start(folder, rank, environment) for rank, environment in enumerate(environments)]
         try:
-            while any(process.poll() is None for process in processes):
-                if any(process.returncode for process in processes):
+            while None in (statuses := [process.poll() for process in processes]):
+                if any(statuses):
                     _end(processes, _AFTERMATH_SECONDS)
                 elif asked or not is_locked(lock):
                     _end(processes, _GRACE_SECONDS)

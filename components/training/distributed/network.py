@@ -15,7 +15,7 @@ from modelyard.components.artifacts.model import ModelSpec
 from modelyard.components.training.distributed.assignment import Assignment
 from modelyard.components.training.distributed.team import PATIENCE_SECONDS, Place, TeamSession
 from modelyard.components.training.labelled_rows import LabelledRows
-from modelyard.components.training.session import CRITERION
+from modelyard.components.training.session import CRITERION, Interrupted
 from modelyard.components.training.tabular_network import (
     PARITY_ROWS,
     Alone,
@@ -144,8 +144,11 @@ def _joined(place: Place, device: str) -> Iterator[None]:
     )
     try:
         yield
-    finally:
+    except Interrupted:
+        # All nodes have agreed to stop here. After any other error leaving the group would wait for those that are gone.
         torch.distributed.destroy_process_group()
+        raise
+    torch.distributed.destroy_process_group()
 
 
 def _prepare_together(matrix: np.ndarray, spec: ModelSpec, team: NetworkTeam) -> Preparation:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -150,8 +151,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    # XGBoost's threads may outlive a failed collective: nothing is left to be done that they could hold up.
-    status = main(sys.argv[1:])
+def _main() -> None:
+    try:
+        status = main(sys.argv[1:])
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
+    sys.stderr.flush()
+    # Native threads that wait for other nodes would hold up Python's own way of ending, or crash it.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    _main()
