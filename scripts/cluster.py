@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from modelyard.scripts import cli, compiled
 from modelyard.scripts.run_command import given_parameters
 
 POLL_SECONDS = 5.0
+# A server that has gone without a word never answers; the client asks four times before it says so.
+_SILENCE_SECONDS = 15.0
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _CRON_FIELD = r"[0-9A-Za-z*?/,#-]+"
 
@@ -111,7 +114,8 @@ def check_cron(cron: str) -> None:
 def wait_for_end(client: Any, run_id: str, timeout: float, interval: float = POLL_SECONDS) -> int:
     """Waits for a run, telling each change of its state, and returns the command's exit code.
 
-    kfp's own wait never returns when a run is cancelled. A server that does not answer for a while is asked again.
+    kfp's own wait never returns when a run is cancelled, nor when an answer never comes. A server that is out of reach, in
+    trouble or silent for a while is asked again.
 
     Args:
         client: a ``kfp.Client``.
@@ -125,7 +129,8 @@ def wait_for_end(client: Any, run_id: str, timeout: float, interval: float = POL
     deadline = time.monotonic() + timeout
     told = ""
     while True:
-        run = _ask(lambda: client.get_run(run_id))
+        patience = min(_SILENCE_SECONDS, max(1.0, deadline - time.monotonic()))
+        run = _ask(partial(client.runs.run_service_get_run, run_id, _request_timeout=(patience, patience)))
         state = (run.state if run else None) or told or "PENDING"
         if state != told:
             _say(f"{datetime.now():%H:%M:%S}   {state.lower()}")

@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -112,9 +114,51 @@ def test_a_server_in_trouble_for_a_moment_does_not_end_the_wait(api):
     assert cluster.wait_for_end(client, "r", timeout=20, interval=0.01) == cli.OK
 
 
-def test_a_run_that_is_waited_for_to_a_good_end(packages, api, capfd):
-    assert call("submit", packages / "speech.yaml", "--host", api.url, "-p", "text=hi", "--wait") == cli.OK
-    assert "succeeded" in capfd.readouterr().out
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_server_that_crashes_and_starts_again_does_not_end_the_wait(api, capfd):
+    api.states = ["RUNNING"]
+    api.runs["r"] = {"run_id": "r", "asked": 0}
+    client = client_of(api)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(cluster.wait_for_end, client, "r", timeout=120, interval=0.01)
+        until(lambda: api.runs["r"]["asked"] > 2)
+        api.stop()
+        # In its place first what takes connections and breaks them, then nobody.
+        with socket.create_server(api.address) as broken:
+            for _ in range(6):
+                broken.accept()[0].close()
+        asked = api.runs["r"]["asked"]
+        api.states = ["SUCCEEDED"]
+        api.start_again()
+        assert waiting.result(120) == cli.OK
+    assert api.runs["r"]["asked"] == asked + 1
+    assert re.findall(r"   (\w+)\n", capfd.readouterr().out) == ["running", "succeeded"]
+
+
+def test_a_server_that_never_answers_does_not_outlast_the_wait(api, capfd):
+    client = client_of(api)
+    api.stop()
+    with socket.create_server(api.address):
+        assert cluster.wait_for_end(client, "r", timeout=1, interval=0.01) == cli.TIMED_OUT
+    assert "still pending after 1 s; it goes on" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "told"),
+    [("SUCCEEDED", cli.OK, ""), ("FAILED", cli.FAILED, "ended failed"), ("CANCELED", cli.CANCELLED, "ended canceled")],
+)
+def test_submit_waits_for_the_end_of_its_run(packages, api, capfd, state, status, told):
+    api.states = [state]
+    assert call("submit", packages / "speech.yaml", "--host", api.url, "-p", "text=hi", "--wait") == status
+    output, errors = capfd.readouterr()
+    assert f"   {state.lower()}\n" in output
+    assert told in errors
 
 
 def test_a_schedule_is_created_without_backfill_and_one_run_at_a_time(packages, api):
@@ -150,6 +194,51 @@ def test_the_new_schedule_is_there_before_the_old_one_goes(packages, api):
     assert call(*words) == call(*words) == cli.OK
     changes = [request for request in api.requests if request[0] != "GET" and request[1].startswith("/recurringruns")]
     assert [verb for verb, _ in changes] == ["POST", "POST", "DELETE"]
+
+
+def test_an_update_that_fails_leaves_the_schedule_as_it_was(packages, api, capfd):
+    words = ("schedule", packages / "speech.yaml", "--host", api.url, "-p", "text=hi", "--cron")
+    assert call(*words, "0 0 1 * * *") == cli.OK
+    before = dict(api.recurring_runs)
+    api.broken.add(("POST", "/recurringruns"))
+    assert call(*words, "0 0 2 * * *") == cli.FAILED
+    assert "500" in capfd.readouterr().err
+    assert api.recurring_runs == before
+    api.broken.clear()
+    # And one that cannot take the old schedule away leaves that to the next.
+    (old,) = before
+    api.broken.add(("DELETE", f"/recurringruns/{old}"))
+    assert call(*words, "0 0 3 * * *") == cli.FAILED
+    assert len(api.recurring_runs) == 2
+    api.broken.clear()
+    assert call(*words, "0 0 4 * * *") == cli.OK
+    assert only(api.recurring_runs)["trigger"] == {"cron_schedule": {"cron": "0 0 4 * * *"}}
+
+
+def test_a_schedule_runs_the_version_that_was_uploaded_with_it(packages, api, tmp_path):
+    words = ("--host", api.url, "-p", "text=hi", "--cron", "0 0 2 * * *")
+    assert call("schedule", packages / "speech.yaml", *words) == cli.OK
+    first = only(api.recurring_runs)["pipeline_version_reference"]
+    assert first["pipeline_version_id"] == only(api.versions)["pipeline_version_id"]
+    changed = tmp_path / "speech.yaml"
+    changed.write_text((packages / "speech.yaml").read_text().replace("Nothing more", "Nothing less"))
+    assert call("schedule", changed, *words) == cli.OK
+    second = only(api.recurring_runs)["pipeline_version_reference"]
+    assert api.versions[second["pipeline_version_id"]]["package"] == changed.read_text()
+    assert second["pipeline_id"] == first["pipeline_id"] == only(api.pipelines)["pipeline_id"]
+
+
+@pytest.mark.parametrize("wrong", ["", "another"])
+def test_a_missing_or_wrong_token_changes_nothing_on_the_server(packages, monkeypatch, capfd, wrong):
+    with KfpApi(token="right") as api:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", api.url)
+        monkeypatch.setenv("KF_PIPELINES_TOKEN", wrong)
+        for words in (("schedule", "--cron", "0 0 2 * * *"), ("submit", "--wait")):
+            assert call(words[0], packages / "speech.yaml", *words[1:], "-p", "text=hi") == cli.NOT_AVAILABLE
+            errors = capfd.readouterr().err
+            assert "refuses access (401" in errors
+            assert "another" not in errors
+        assert not any((api.pipelines, api.versions, api.experiments, api.runs, api.recurring_runs))
 
 
 @pytest.mark.parametrize("cron", ["0 2 * * *", "@daily", "0 0 2 * *  * *", "0 0 2 * * ;", ""])

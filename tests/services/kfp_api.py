@@ -4,8 +4,10 @@ It keeps pipelines, versions, experiments, runs and recurring runs as the API sh
 one for each time it is asked for.
 """
 
+import contextlib
 import json
 import re
+import socket
 import threading
 import uuid
 from email.parser import BytesParser
@@ -21,17 +23,31 @@ class KfpApi:
         token: bearer token that requests must carry; empty to take any.
         states: what a new run says, each time it is asked; the last one again and again.
         page_size: how many entries a list gives at most.
+
+    Attributes:
+        requests: method and path of each request, in order.
+        failures: statuses that the next requests are answered with.
+        broken: methods and paths that are answered with 500.
     """
 
     def __init__(self, token="", states=("SUCCEEDED",), page_size=2):
         self.token, self.states, self.page_size = token, list(states), page_size
         self.pipelines, self.versions, self.experiments, self.runs, self.recurring_runs = {}, {}, {}, {}, {}
-        self.requests, self.failures = [], []
+        self.requests, self.failures, self.broken = [], [], set()
         self._guard = threading.Lock()
+        self._connections = set()
         api = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                super().setup()
+                api._connections.add(self.connection)
+
+            def finish(self):
+                api._connections.discard(self.connection)
+                super().finish()
 
             def log_message(self, *_):
                 pass
@@ -49,17 +65,37 @@ class KfpApi:
 
             do_GET = do_POST = do_DELETE = answer
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._handler, self.address = Handler, ("127.0.0.1", 0)
+        self._listen()
+        self.url = "http://{}:{}".format(*self.address)
 
     def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self._serve()
         return self
 
     def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        """Ends the server as a crash does: nobody listens any more, and every connection breaks."""
         self._server.shutdown()
         self._server.server_close()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def start_again(self):
+        """Starts the server anew where it was, with all that it knew."""
+        self._listen()
+        self._serve()
+
+    def _listen(self):
+        self._server = ThreadingHTTPServer(self.address, self._handler)
+        self._server.daemon_threads = True
+        self.address = self._server.server_address
+
+    def _serve(self):
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle(self, method, target, headers, body):
         """Answers one request with a status and a JSON object."""
@@ -69,6 +105,8 @@ class KfpApi:
         self.requests.append((method, path))
         if self.failures:
             return self.failures.pop(0), {"message": "out of order"}
+        if (method, path) in self.broken:
+            return 500, {"message": "out of order"}
         if self.token and headers.get("Authorization") != f"Bearer {self.token}":
             return 401, {"message": "who are you?"}
         routes = {
