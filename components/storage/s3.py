@@ -1,7 +1,8 @@
 """Amazon S3 and what speaks its protocol (SeaweedFS, MinIO, Ceph, …), by boto3.
 
 Credentials, region and endpoint are boto3's own: the environment, a profile, or the pod's role; ``AWS_ENDPOINT_URL`` names
-another server than Amazon's. boto3 retries what may be retried and checks the checksums of what it sends and gets.
+another server than Amazon's. boto3 retries what may be retried and checks the checksums of what it sends, and of what comes
+in one piece.
 """
 
 import os
@@ -15,6 +16,8 @@ from modelyard.components.storage.objects import PARALLEL_TRANSFERS, StoredObjec
 
 # Up to this size a file goes as one request, which alone can be made conditional on there being nothing yet.
 _ONE_REQUEST = 64 * 1024 * 1024
+# From this size on a file comes in parts.
+_IN_PARTS = 8 * 1024 * 1024
 _REMEDIES = {
     "NoSuchBucket": "there is no such bucket; create it, or correct the URI",
     "AccessDenied": "access is denied; let the step's credentials list, read and write there",
@@ -89,6 +92,8 @@ def _client(patience: float | None = None) -> Any:
         config=Config(
             retries={"max_attempts": 1 if patience else 5, "mode": "standard"},
             max_pool_connections=2 * PARALLEL_TRANSFERS,
+            # Some servers give the checksum of the whole with each part, which then looks damaged.
+            response_checksum_validation="when_required",
             # Other servers than Amazon's rarely have a host name for each bucket.
             s3={"addressing_style": "path"} if elsewhere else {},
             **hasty,
@@ -99,7 +104,7 @@ def _client(patience: float | None = None) -> Any:
 def _transfer() -> Any:
     from boto3.s3.transfer import TransferConfig
 
-    return TransferConfig(max_concurrency=4, max_io_queue=32)
+    return TransferConfig(multipart_threshold=_IN_PARTS, max_concurrency=4, max_io_queue=32)
 
 
 def _head(client: Any, bucket: str, key: str) -> StoredObject | None:
@@ -121,8 +126,9 @@ def _objects_below(client: Any, bucket: str, key: str, limit: int | None = None)
 
 
 def _fetch(client: Any, bucket: str, stored: StoredObject, path: Path) -> None:
+    checked = {"ChecksumMode": "ENABLED"} if stored.size < _IN_PARTS else {}
     with path.open("wb") as file:
-        client.download_fileobj(bucket, stored.key, file, Config=_transfer())
+        client.download_fileobj(bucket, stored.key, file, ExtraArgs=checked, Config=_transfer())
 
 
 def _send(client: Any, bucket: str, key: str, path: Path) -> None:

@@ -104,12 +104,13 @@ def test_a_single_object_becomes_a_file(bucket, folder, tmp_path):
 
 
 @pytest.mark.server
-def test_a_file_larger_than_one_part_comes_back_whole(bucket, tmp_path):
+@pytest.mark.parametrize("mebibytes", [9, 66], ids=["sent in one request", "sent in parts"])
+def test_a_file_larger_than_one_part_comes_back_whole(bucket, tmp_path, mebibytes):
     (tmp_path / "source").mkdir()
-    content = bytes(range(256)) * (66 * 4096)
+    content = bytes(range(256)) * (mebibytes * 4096)
     (tmp_path / "source" / "large").write_bytes(content)
-    uris.upload_directory(tmp_path / "source", f"{bucket}/large")
-    assert uris.download(f"{bucket}/large", tmp_path / "back").joinpath("large").read_bytes() == content
+    uris.upload_directory(tmp_path / "source", f"{bucket}/large-{mebibytes}")
+    assert uris.download(f"{bucket}/large-{mebibytes}", tmp_path / "back").joinpath("large").read_bytes() == content
 
 
 @pytest.mark.server
