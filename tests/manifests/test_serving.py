@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from modelyard.components.errors import InvalidInput
 from modelyard.components.initializer.asked_for import AskedFor
 from modelyard.components.interface import image
-from modelyard.components.serving.kserve import names
+from modelyard.components.serving.kserve import api, names
 from tests.services.servers import free_port
 from tests.support.fake_cluster import schemas
 from tests.support.signed_models import make_signed_model
@@ -220,6 +220,22 @@ def test_no_role_gives_everything_or_lets_secrets_be_read():
             assert set(rule) == {"apiGroups", "resources", "verbs"}
             assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
             assert "secrets" not in rule["resources"]
+
+
+def deployer_may(verb: str, kind: tuple[str, str]) -> bool:
+    """Whether the deployer's role allows a verb on a kind, as the target's client names it."""
+    _, group, _ = kind[0].split("/") if kind[0].startswith("apis/") else ("", "", "")
+    rules = find("ClusterRole", "modelyard-deployer")["rules"]
+    return any(group in rule["apiGroups"] and kind[1] in rule["resources"] and verb in rule["verbs"] for rule in rules)
+
+
+def test_the_deployer_may_do_what_the_target_does_and_take_no_keys_away():
+    kinds = [value for value in vars(api).values() if isinstance(value, tuple) and len(value) == 2 and "/" in str(value[0])]
+    assert api.INFERENCE_SERVICE in kinds
+    assert all(deployer_may(verb, kind) for kind in kinds for verb in ("get", "list"))
+    assert all(deployer_may(verb, api.INFERENCE_SERVICE) for verb in ("create", "patch", "update", "delete"))
+    assert all(deployer_may(verb, api.CONFIG_MAP) for verb in ("create", "patch", "update"))
+    assert [kind for kind in kinds if deployer_may("delete", kind)] == [api.INFERENCE_SERVICE]
 
 
 @pytest.mark.server

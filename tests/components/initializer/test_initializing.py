@@ -15,10 +15,10 @@ import pytest
 from modelyard.components.initializer.__main__ import main
 from modelyard.components.signing.verification import verify_model
 from modelyard.components.storage import gcs
-from tests.components.initializer.conftest import Outcome, publish
+from tests.components.initializer.conftest import Outcome, Released, publish
 from tests.services.fixtures import gcs_emulator, rclone_s3  # noqa: F401
 from tests.services.interrupted import interrupted
-from tests.support.signed_models import make_signed_model
+from tests.support.signed_models import attestations, make_signed_model, sign_model, train_small_model
 
 pytestmark = pytest.mark.server
 
@@ -277,3 +277,24 @@ def test_for_triton_a_model_that_is_not_verified_is_not_laid_out(
     monkeypatch.setenv("MODEL_LAYOUT", "triton")
     source = publish(on_s3, released[1], tmp_path.name)
     refused(run(source, destination), destination, "it is another version")
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_however_large_a_model_is(on_s3, released, asked, destination, tmp_path, monkeypatch):
+    """Half a gigabyte of model comes in less room than it would take, all that the process imports included."""
+    model = train_small_model(tmp_path / "large" / "model")
+    for part in range(8):
+        (model / f"extra-{part}.bin").write_bytes(os.urandom(64 * 2**20))
+    papers = attestations(tmp_path / "large" / "inputs", model)
+    provenance = sign_model(model, **papers, signed_model=tmp_path / "large" / "signed", model_name="fraud")
+    monkeypatch.setenv("MODEL_DIGEST", provenance.model_digest)
+    source = publish(on_s3, Released(tmp_path / "large" / "signed", provenance.model_digest), tmp_path.name)
+    script = (
+        "import resource, sys; from modelyard.components.initializer.__main__ import main; status = main(sys.argv[1:])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == 'darwin' else 2**10))\n"
+        "sys.exit(status)"
+    )
+    command = [sys.executable, "-c", script, source, destination]
+    ended = subprocess.run(command, capture_output=True, check=True, text=True, timeout=300)
+    assert int(ended.stdout.splitlines()[-1]) < 512
+    assert verify_model(destination, digest=provenance.model_digest)

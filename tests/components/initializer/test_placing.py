@@ -121,11 +121,15 @@ def place_until_killed(destination: Path, changes: int) -> bool:
 
         for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync"):
             setattr(os, name, counted(getattr(os, name)))
+        status = 1
         try:
             place(destination)
+            status = 0
         finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
+            os._exit(status)
+    ended = os.waitpid(child, 0)[1]
+    assert ended in (0, signal.SIGKILL)
+    return ended == 0
 
 
 def test_one_that_is_killed_at_any_change_is_replaced_by_the_next(tmp_path):
