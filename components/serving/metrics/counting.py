@@ -144,22 +144,26 @@ class ArmCount:
             chosen.setdefault(_place(target), target)
         for place, target in chosen.items():
             for scrape in fresh[target]:
-                if last := self._last.get(target):
-                    self._add(last, scrape)
-                self._last[target] = scrape
+                last = self._last.get(target)
+                if last is None or self._add(last, scrape):
+                    self._last[target] = scrape
             self._until[place] = fresh[target][-1].at
 
-    def _add(self, last: Scrape, now: Scrape) -> None:
-        """Adds what happened between two scrapes that follow each other."""
+    def _add(self, last: Scrape, now: Scrape) -> bool:
+        """Adds what happened between two scrapes that follow each other; returns whether they do."""
         fallen = {meter for meter, before in last.meters.items() if _fell(before, now.meters.get(meter))}
         anew = fallen if self._apart else set()
         if last.since != now.since or (fallen and not self._apart):
+            if last.since is not None and last.since == now.since:
+                # An earlier look at the same process, by another Prometheus behind the same address whose clock is ahead.
+                return False
             anew = set(last.meters)
         for meter, buckets in now.meters.items():
             before = {} if meter in anew else last.meters.get(meter, {})
             total = self._total.setdefault(meter[0], {})
             for bucket, value in buckets.items():
                 total[bucket] = total.get(bucket, 0) + value - before.get(bucket, 0)
+        return True
 
     def counts(self, role: str, origin: str) -> Counts:
         """The counts as a rollout compares them.

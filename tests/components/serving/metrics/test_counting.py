@@ -179,6 +179,16 @@ def test_a_pod_that_two_jobs_scrape_is_counted_once():
     assert list(answered(first, second, third)) == [3, 6, 6 + 25 - 18]
 
 
+def test_a_pair_of_prometheuses_behind_one_address_counts_nothing_twice_though_their_clocks_differ():
+    # The second stamps four seconds ahead: its third scrape was before the first one's.
+    first, second = [(1, 10), (4, 13), (7, 16)], [(2, 9), (5, 12), (8, 15), (11, 18)]
+    labels = {"__name__": "modelyard_counting_since_seconds", "instance": "x"}
+    looks_ = [
+        [series(found, instance="x"), Series(labels, tuple((float(at), 0.5) for at, _ in found))] for found in (first, second)
+    ]
+    assert list(answered(*looks_)) == [6, 8]
+
+
 def test_pods_of_two_namespaces_and_addresses_without_a_pod_are_replicas_of_their_own():
     found = [
         series([(1, 1), (2, 2)], pod="a", namespace="shop", instance="x:1"),

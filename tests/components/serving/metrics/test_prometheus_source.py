@@ -112,7 +112,6 @@ def own_prometheus(tmp_path):
 
 
 def test_what_went_while_prometheus_was_away_or_forgot_is_told_from_what_runs(own_prometheus, arms, monkeypatch):
-    monkeypatch.setattr(prometheus_source, "_LEAST_PATIENCE_SECONDS", 8.0)
     server, *pods = own_prometheus
     stable, canary = (Replica(pod, arm) for pod, arm in zip(pods, arms))
     server.scrape({**pods[0].target, **pods[1].target})
@@ -138,6 +137,7 @@ def test_what_went_while_prometheus_was_away_or_forgot_is_told_from_what_runs(ow
     until(lambda: source.counts(*arms).stable is not None)
     stable.serve(4)
     assert source.counts(*arms).stable.answered == 12
+    monkeypatch.setattr(prometheus_source, "_LEAST_PATIENCE_SECONDS", 2.0)
     # Away, and what it scraped is gone meanwhile, without a word: for minutes its last samples look like those of the living.
     server.stop(kill=True)
     server.scrape(pods[1].target)
