@@ -142,7 +142,8 @@ def test_what_went_while_prometheus_was_away_or_forgot_is_told_from_what_runs(ow
     server.stop(kill=True)
     server.scrape(pods[1].target)
     server.start()
-    assert source.counts(arms[0], arms[1]).stable is None
+    until(lambda: Prometheus(server.url).ask(PredictorVocabulary().presence(arms[1])))
+    assert source.counts(*arms).stable is None
     server.stop(kill=True)
     server.scrape({})
     server.start()
