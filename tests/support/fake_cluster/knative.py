@@ -176,26 +176,25 @@ class KnativeController:
         metadata, status = revision["metadata"], copy.deepcopy(revision.get("status", {}))
         pods = [pod for pod in self._store.all("pods", metadata["namespace"]) if owned_by(pod, revision)]
         was = condition_of(status, "Ready")["status"]
-        wanted = max(1, int(metadata["annotations"].get("autoscaling.knative.dev/min-scale", "1"))) if reachable else 0
-        if was == "False":
-            wanted = 0
+        age = self._tried.get(metadata["uid"], 0)
+        given_up = was != "True" and age > self._workloads.rounds_to_give_up
+        wanted = 0
+        if reachable and not given_up:
+            wanted = max(1, int(metadata["annotations"].get("autoscaling.knative.dev/min-scale", "1")))
         for _ in range(wanted - len(pods)):
             template = {"metadata": {"annotations": metadata["annotations"]}, "spec": revision["spec"]}
             labels = {**metadata["labels"], REVISION: metadata["name"], "app": metadata["name"]}
             pods.append(self._workloads.start(f"{metadata['name']}-deployment", revision, template, labels))
-        if was == "Unknown" and pods and all(is_ready(pod) for pod in pods):
-            for kind in ("ContainerHealthy", "ResourcesAvailable", "Ready"):
-                with_condition(status, kind, "True")
-        elif was == "Unknown":
-            self._tried[metadata["uid"]] = age = self._tried.get(metadata["uid"], 0) + 1
-            if age > self._workloads.rounds_to_give_up:
-                why = _why_not(pods)
-                with_condition(status, "ResourcesAvailable", "False", *why)
-                with_condition(status, "Ready", "False", *why)
-                wanted = 0
+        if was != "True" and not given_up and pods:
+            self._tried[metadata["uid"]] = age = age + 1
+            if all(is_ready(pod) for pod in pods):
+                for kind in ("ContainerHealthy", "ResourcesAvailable", "Ready"):
+                    with_condition(status, kind, "True")
             else:
-                with_condition(status, "ResourcesAvailable", "Unknown", "Deploying")
-                with_condition(status, "Ready", "Unknown", "Deploying")
+                given_up = age > self._workloads.rounds_to_give_up
+                for kind, said in _state_of(pods, given_up).items():
+                    with_condition(status, kind, *said)
+                wanted = 0 if given_up else wanted
         for pod in pods[wanted:]:
             self._store.delete("pods", pod["metadata"]["name"], metadata["namespace"])
         with_condition(status, "Active", "True" if wanted else "False", "" if wanted else "NoTraffic")
@@ -298,9 +297,20 @@ def _is_of(revision: Object, template: Object) -> bool:
     )
 
 
-def _why_not(pods: list[Object]) -> tuple[str, str]:
+def _state_of(pods: list[Object], given_up: bool) -> dict[str, tuple[str, str, str]]:
+    """The conditions of a revision that is not ready, from its pods: what Knative sees at once, and what at its deadline."""
+    healthy, available = ("Unknown", "Deploying", ""), ("Unknown", "Deploying", "")
+    if given_up:
+        available = ("False", "ProgressDeadlineExceeded", "Initial scale was never achieved")
     for pod in pods:
         for each in pod["status"].get("conditions", ()):
-            if each.get("reason") == "Unschedulable":
-                return "Unschedulable", each["message"]
-    return "ProgressDeadlineExceeded", "Initial scale was never achieved"
+            if each["type"] == "PodScheduled" and each["status"] == "False":
+                available = ("False", each["reason"], each["message"])
+        for each in pod["status"].get("containerStatuses", ()):
+            ended, waits = each.get("lastState", {}).get("terminated"), each["state"].get("waiting")
+            if ended:
+                healthy = ("False", f"ExitCode{ended['exitCode']}", f"Container failed with: {ended['message']}")
+            elif waits and given_up and waits["reason"] != "PodInitializing":
+                available = ("False", waits["reason"], waits["message"])
+    failed = next((said for said in (available, healthy) if said[0] == "False"), ("Unknown", "Deploying", ""))
+    return {"ContainerHealthy": healthy, "ResourcesAvailable": available, "Ready": failed}
