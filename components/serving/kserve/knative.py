@@ -22,6 +22,7 @@ percentage stands there, and the notes.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -64,6 +65,9 @@ class KnativeMode:
         if digest == newest.digest:
             return Seen(stable, settled=now.percent is None)
         canary = self._arm(now, newest, now.created, now.share(newest.digest), memory)
+        if canary.arm.ready and not canary.arm.url:
+            # Knative's route has not come to it yet, so nobody can ask it anything.
+            canary = replace(canary, arm=replace(canary.arm, ready=False, reason="its address is being made"))
         return Seen(stable, canary, settled=False)
 
     def _in_charge(self, now: "_Now", memory: Memory) -> str | None:

@@ -45,6 +45,9 @@ _TAG_ROUTING = "serving.kserve.io/enable-tag-routing"
 _NO_LOCAL_CACHE = "serving.kserve.io/disable-localmodel"
 _GPU = "nvidia.com/gpu"
 _CONTAINER = "kserve-container"
+_LEAVING_SECONDS = 5
+# Longer than a predictor takes to answer what is in flight and to write its log.
+_GRACE_SECONDS = 60
 _CARD = "card/model_card.md"
 _ABSENT = "none"
 # What clouds and Karpenter call a spot node, as a taint and as a label.
@@ -94,9 +97,16 @@ def build_predictor(placement: Placement, mode: str, model_name: str, model: Ser
         **_scaling(placement, mode),
         **_nodes(placement),
     }
+    if placement.runtime == "predictor":
+        # The pod's annotations say the same, but Knative lets no container of a runtime read them.
+        named = {"MODEL_NAME": model_name, "MODEL_VERSION": model.version, "MODEL_DIGEST": model.digest}
+        predictor["model"]["env"] = [{"name": name, "value": value} for name, value in named.items()]
     if mode == STANDARD:
         # In Knative mode a name would be that of another service.
         predictor["name"] = predictor_name(model.version, model.digest)
+        # Requests come for a moment yet after a pod is told to end. Knative sees to both by itself, and takes neither.
+        predictor["model"]["lifecycle"] = {"preStop": {"sleep": {"seconds": _LEAVING_SECONDS}}}
+        predictor["terminationGracePeriodSeconds"] = _GRACE_SECONDS
     if resources := _resources(placement):
         predictor["model"]["resources"] = resources
     if placement.service_account:

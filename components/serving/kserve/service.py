@@ -172,6 +172,9 @@ def _leave(wanted: Object, live: Object, path: str) -> None:
                 wanted[name] = live[name]
             else:
                 del wanted[name]
+        elif path.startswith(f"{name}[") and name in live:
+            # An entry of a list: the list is left as a whole.
+            wanted[name] = live[name]
         elif path.startswith(f"{name}.") and isinstance(wanted[name], dict) and isinstance(live.get(name), dict):
             _leave(wanted[name], live[name], path.removeprefix(f"{name}."))
 
