@@ -13,7 +13,7 @@ from modelyard.components.publishing.publishing import publish_model
 from modelyard.components.signing.provenance import Provenance
 from modelyard.components.signing.verification import verify_model
 from modelyard.components.storage import gcs, s3, uris
-from tests.services.fixtures import gcs_emulator, moto_s3, rclone_s3  # noqa: F401
+from tests.services.fixtures import gcs_emulator, rclone_s3  # noqa: F401
 
 PUBLISH = (
     "import sys; from modelyard.components.publishing.publishing import publish_model\n"
@@ -31,7 +31,7 @@ def digest(signed) -> str:
     return Provenance.from_json((signed / "provenance.json").read_bytes()).model_digest
 
 
-@pytest.fixture(params=["rclone_s3", "moto_s3", "gcs_emulator"])
+@pytest.fixture(params=["rclone_s3", "gcs_emulator"])
 def bucket(request, monkeypatch, tmp_path) -> str:
     """A prefix in a bucket of a real server."""
     for name, value in request.getfixturevalue(request.param).environment.items():
