@@ -18,9 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.components.errors import InvalidInput
-from modelyard.components.initializer.asked_for import AskedFor
+from modelyard.components.initializer.asked_for import MODELYARD, TRITON, AskedFor
 from modelyard.components.interface import image
 from modelyard.components.serving.kserve import api, names
+from modelyard.components.serving.kserve.placement import KNATIVE, STANDARD, Placement
+from modelyard.components.serving.kserve.predictors import build_predictor
+from modelyard.components.serving.target import ServedModel
+from modelyard.components.signing.provenance import Provenance
 from tests.services.servers import free_port
 from tests.support.fake_cluster import schemas
 from tests.support.signed_models import make_signed_model
@@ -236,6 +240,23 @@ def test_the_deployer_may_do_what_the_target_does_and_take_no_keys_away():
     assert all(deployer_may(verb, api.INFERENCE_SERVICE) for verb in ("create", "patch", "update", "delete"))
     assert all(deployer_may(verb, api.CONFIG_MAP) for verb in ("create", "patch", "update"))
     assert [kind for kind in kinds if deployer_may("delete", kind)] == [api.INFERENCE_SERVICE]
+
+
+@pytest.mark.parametrize("mode", [STANDARD, KNATIVE])
+@pytest.mark.parametrize("name", names.RUNTIMES)
+def test_a_predictor_of_the_target_gives_the_runtime_what_it_expands_and_the_container_a_uri_it_takes(name, mode):
+    digest = "blake3:" + "a" * 64
+    provenance = Provenance("fraud", digest, "", "", "", "", "key", "sha256:ab", "", {})
+    model = ServedModel("3", digest, f"s3://models/fraud/{'a' * 64}-{'b' * 16}")
+    predictor = build_predictor(Placement(runtime=name), mode, "fraud", model, provenance)
+    given = {variable["name"]: variable["value"] for variable in predictor["model"].get("env", [])}
+    expanded = set(re.findall(r"\$\((\w+)\)", " ".join(container(name)["args"])))
+    assert expanded <= set(given)
+    assert supports(predictor["model"]["storageUri"])
+    assert set(predictor["model"]) - {"modelFormat", "runtime", "storageUri"} <= KNATIVE_CONTAINER | (
+        {"lifecycle"} if mode == STANDARD else set()
+    )
+    assert predictor["annotations"][names.LAYOUT] in (MODELYARD, TRITON)
 
 
 @pytest.mark.server
