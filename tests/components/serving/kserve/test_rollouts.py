@@ -1,6 +1,9 @@
 """Whole rollouts at a cluster, by the engine, the real registry and real models on S3; the cluster is the fake one."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +13,14 @@ import pytest
 from kubernetes import config
 from kubernetes.client.rest import RESTClientObject
 
+from modelyard.components.errors import NotAvailable
 from modelyard.components.registry import versions
 from modelyard.components.registry.promotion import promote_model
 from modelyard.components.registry.registration import register_model
 from modelyard.components.rollout.plan import parse_plan
+from modelyard.components.rollout.promoting import promote
 from modelyard.components.rollout.record import Progress
+from modelyard.components.rollout.rollback import roll_back
 from modelyard.components.rollout.rolling_out import run_rollout
 from modelyard.components.serving.kserve.api import Cluster
 from modelyard.components.serving.kserve.placement import parse_placement
@@ -290,3 +296,53 @@ def test_a_service_that_somebody_else_deletes_ends_the_rollout(trial):
     except TargetChanged:
         return
     assert done.outcome == "rolled_back"
+
+
+def test_the_version_on_trial_is_put_in_charge_by_hand_and_taken_back(trial):
+    trial.target.start_canary("fraud", trial.versions["3"])
+    trial.target.set_share("fraud", 20)
+    done = promote("fraud", "", trial.open(), "it cannot wait")
+    assert (done.version, done.replaced, trial.cluster.traffic("fraud")) == ("3", "1", {"3": 100})
+    assert promote("fraud", "", trial.open()) == done
+    assert roll_back("fraud", trial.open(), "complaints").version == "1"
+    trial.check_nothing_was_lost()
+    assert [routed.shares for routed in trial.cluster.history] == [{"1": 100}, {"1": 80, "3": 20}, {"3": 100}, {"1": 100}]
+    assert versions.aliases(registry(), "fraud")["champion"] == "1"
+
+
+def test_a_version_that_cannot_start_is_not_put_in_charge_by_hand(trial):
+    trial.cluster.trouble("3", "load", "the model is not signed by a key that is trusted")
+    with pytest.raises(NotAvailable, match=r"cannot be put in charge: .*not signed by a key that is trusted"):
+        promote("fraud", "3", trial.open())
+    assert (trial.cluster.traffic("fraud"), trial.target.state("fraud").canary) == ({"1": 100}, None)
+    assert versions.aliases(registry(), "fraud")["champion"] == "1"
+
+
+@pytest.mark.slow
+def test_killed_at_one_write_after_the_other_a_promotion_by_hand_is_finished(trial):
+    for write in range(1, 100):
+        trial.kills.at(write, before=bool(write % 2))
+        try:
+            done = promote("fraud", "3", trial.open())
+            break
+        except Killed:
+            continue
+        finally:
+            trial.kills.revive()
+    assert (done.version, trial.target.state("fraud").stable.model) == ("3", trial.versions["3"])
+    trial.check_nothing_was_lost()
+    assert write > 3
+
+
+@pytest.mark.slow
+def test_from_the_command_line_a_cluster_is_looked_at_split_promoted_and_rolled_back(trial):
+    def run(*words: str) -> str:
+        command = [Path(sys.executable).with_name("modelyard"), *words, "--target", "kserve", "--namespace", "models"]
+        environment = {**os.environ, "KUBECONFIG": str(trial.cluster.kubeconfig)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert "canary    version 3             20 %  ready" in run("split", "fraud", "--version", "3", "--share", "20")
+    assert "version 3 is in charge in place of version 1" in run("promote", "fraud")
+    assert "previous  version 1  (modelyard rollback fraud --target kserve --namespace models" in run("status", "fraud")
+    assert "version 1 is in charge, version 3 was taken back" in run("rollback", "fraud")
+    assert trial.cluster.traffic("fraud") == {"1": 100}
