@@ -23,6 +23,7 @@ from tests.support.fake_cluster.store import RESOURCES, Object, Store
 from tests.support.fake_cluster.workloads import Trouble, Workloads
 
 _ANSWERS_WITHIN = 20.0
+_TIME_GOES_BY_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,11 @@ class FakeCluster:
             if self._stopped.is_set() or self._paused.is_set():
                 return
         with self.lock:
-            self._settled_at = self.store.version if self.store.version == began else -1
+            unchanged = self.store.version == began
+            self._settled_at = self.store.version if unchanged else -1
+        if unchanged:
+            # Nothing happens but that time goes by.
+            time.sleep(_TIME_GOES_BY_SECONDS)
 
     def _record(self) -> None:
         for service in self.store.all("inferenceservices"):

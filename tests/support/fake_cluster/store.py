@@ -2,6 +2,7 @@
 
 import copy
 import datetime as dt
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,13 @@ RESOURCES = {
 class _Kept:
     content: Object
     owners: dict[Manager, Fields]
+    _text: str = ""
+
+    def read(self) -> Object:
+        """A copy; by way of JSON, which is many times faster than copying item by item."""
+        self._text = self._text or json.dumps(self.content)
+        copied: Object = json.loads(self._text)
+        return copied
 
 
 def now() -> str:
@@ -79,12 +87,12 @@ class Store:
     def get(self, kind: str, name: str, namespace: str = "") -> Object | None:
         """A copy of an object, or None."""
         kept = self._kept.get((kind, namespace, name))
-        return copy.deepcopy(kept.content) if kept else None
+        return kept.read() if kept else None
 
     def all(self, kind: str, namespace: str = "", labels: dict[str, str] | None = None) -> list[Object]:
         """Copies of the objects of a kind, by name; of all namespaces if none is given."""
         return [
-            copy.deepcopy(kept.content)
+            kept.read()
             for (of, within, _), kept in sorted(self._kept.items())
             if of == kind
             and namespace in ("", within)
@@ -184,7 +192,7 @@ class Store:
         """Writes an object's status alone."""
         resource, key = RESOURCES[kind], (kind, namespace, name)
         old = self._existing(key, resource)
-        content = copy.deepcopy(old.content)
+        content = old.read()
         if version and version != content["metadata"]["resourceVersion"]:
             raise _changed_meanwhile(resource, name)
         content["status"] = copy.deepcopy(status)
@@ -194,7 +202,7 @@ class Store:
     def delete(self, kind: str, name: str, namespace: str = "", *, version: str = "", uid: str = "") -> Object:
         """Takes an object away, and what it owns."""
         resource, key = RESOURCES[kind], (kind, namespace, name)
-        content = self._existing(key, resource).content
+        content = self._existing(key, resource).read()
         metadata = content["metadata"]
         if (version and version != metadata["resourceVersion"]) or (uid and uid != metadata["uid"]):
             raise ApiError(
@@ -203,7 +211,7 @@ class Store:
         del self._kept[key]
         self.version += 1
         metadata["resourceVersion"] = str(self.version)
-        self.events.append((self.version, "DELETED", resource, copy.deepcopy(content)))
+        self.events.append((self.version, "DELETED", resource, content))
         for of, within, owned in [
             at
             for at, kept in self._kept.items()
@@ -296,13 +304,12 @@ class Store:
         self.version += 1
         metadata["resourceVersion"] = str(self.version)
         self._kept[key] = _Kept(content, owners)
-        self.events.append((self.version, "MODIFIED" if old else "ADDED", resource, copy.deepcopy(content)))
-        return copy.deepcopy(content)
+        self.events.append((self.version, "MODIFIED" if old else "ADDED", resource, content))
+        return self._kept[key].read()
 
     def edit(self, kind: str, name: str, namespace: str, change: Callable[[Object], None], manager: str) -> Object:
         """Reads an object, changes it and writes it back."""
-        content = self._existing((kind, namespace, name), RESOURCES[kind]).content
-        changed = copy.deepcopy(content)
+        changed = self._existing((kind, namespace, name), RESOURCES[kind]).read()
         change(changed)
         return self.replace(kind, name, namespace, changed, manager)
 

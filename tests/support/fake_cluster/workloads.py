@@ -42,7 +42,7 @@ class Workloads:
     troubles: dict[str, Trouble] = field(default_factory=dict)
     gpus: int = 0
     rounds_to_start: int = 2
-    rounds_to_give_up: int = 40
+    rounds_to_give_up: int = 100
     _ages: dict[str, int] = field(default_factory=dict)
     _on_their_way: bool = False
 
