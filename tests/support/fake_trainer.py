@@ -91,9 +91,10 @@ class FakeTrainer:
 
     def fail(self, name: str, rank: int, log: str) -> None:
         """A node failed, having said ``log``."""
-        self.logs[f"{name}-node-0-{rank}-x"] = log
-        self._conclude(name, "Failed", "Succeeded")
-        self.pods[name][rank] = _pod(name, rank, "Failed")
+        with self._lock:
+            self.logs[f"{name}-node-0-{rank}-x"] = log
+            self._conclude(name, "Failed", "Succeeded")
+            self.pods[name][rank] = _pod(name, rank, "Failed")
 
     def age(self, name: str, seconds: float) -> None:
         """The job was made earlier."""

@@ -21,6 +21,9 @@ _VARIABLES = {
 class TrainerPods:
     """Starts a process for each node of every TrainJob that is created, with the variables that Trainer gives it.
 
+    Attributes:
+        processes: of every job that ever was, its nodes' processes, in order.
+
     Args:
         cluster: the API.
         folder: for the pods' logs.
@@ -28,7 +31,8 @@ class TrainerPods:
     """
 
     def __init__(self, cluster: FakeTrainer, folder: Path, environment: dict[str, str]) -> None:
-        self.processes: dict[str, list[subprocess.Popen[bytes]]] = {}
+        self.processes: list[list[subprocess.Popen[bytes]]] = []
+        self._of: dict[str, list[subprocess.Popen[bytes]]] = {}
         self._cluster, self._folder, self._environment = cluster, folder, environment
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -41,7 +45,7 @@ class TrainerPods:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join(10)
-        for process in [process for pods in self.processes.values() for process in pods]:
+        for process in [process for pods in self.processes for process in pods]:
             process.kill()
             process.wait()
 
@@ -68,23 +72,24 @@ class TrainerPods:
             with self._log(job["metadata"]["name"], rank).open("wb") as log:
                 command = [sys.executable, *trainer["command"][1:]]
                 pods.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
-        self.processes[job["metadata"]["name"]] = pods
+        self.processes.append(pods)
+        self._of[job["metadata"]["name"]] = pods
         self._cluster.run(job["metadata"]["name"], ["Running"] * nodes)
 
     def signal(self, number: int) -> None:
         """Sends a signal to every pod."""
-        for process in [process for pods in self.processes.values() for process in pods]:
+        for process in [process for pods in self.processes for process in pods]:
             process.send_signal(number)
 
     def _stop(self, job: dict[str, Any]) -> None:
         # As the kubelet does: SIGTERM, and nobody waits for the end.
-        for process in self.processes.get(job["metadata"]["name"], []):
+        for process in self._of.pop(job["metadata"]["name"], []):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
     def _watch(self) -> None:
         while not self._ended.is_set():
-            for name, pods in list(self.processes.items()):
+            for name, pods in list(self._of.items()):
                 job = self._cluster.jobs.get(name)
                 if job is None or "status" in job:
                     continue

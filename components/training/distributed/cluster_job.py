@@ -211,8 +211,8 @@ class ClusterJob:
                 lines = list(self._client.get_job_logs(self.name, step=step.name))
             except RuntimeError as error:
                 lines = [f"(its log cannot be read: {error})"]
-            parts += [f"[{step.name}] {line}" for line in lines[-_SHOWN_LINES:]]
-        return "\n".join([*parts, self._events()]) if parts else f"no node left a log\n{self._events()}"
+            parts += [f"[{step.name}] {line}" for line in lines[-_SHOWN_LINES:] or ["(it left no log)"]]
+        return "\n".join([*parts, self._events()])
 
     def _events(self) -> str:
         try:

@@ -1,6 +1,5 @@
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -157,8 +156,6 @@ def test_a_step_killed_at_any_moment_leaves_no_process_and_goes_on_to_the_same_b
 
 
 def test_a_node_that_fails_fails_the_step_with_its_log_and_nothing_goes_on(rows, home, tmp_path, runs, monkeypatch):
-    # XGBoost finds this out on the nodes alone.
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     before, directory = os.environ.copy(), Path.cwd()
     sabotage = tmp_path / "sabotage"
     sabotage.mkdir()
@@ -166,7 +163,7 @@ def test_a_node_that_fails_fails_the_step_with_its_log_and_nothing_goes_on(rows,
         "import os\nif os.environ.get('DMLC_TASK_ID') == '1':\n    raise SystemExit('the disk of this node is gone')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(sabotage))
-    with pytest.raises(JobFailed, match=r"(?s)go(es)? on from.*\[node-1\] the disk of this node is gone"):
+    with pytest.raises(JobFailed, match=r"(?s)goes on from.*\[node-1\] SystemExit: the disk of this node is gone"):
         train_on_nodes(rows.train, rows.validation, tmp_path / "m", "fraud", DistributedParameters(parameters=TREES))
     assert [run.info.status for run in runs()] == ["FAILED"]
     assert not (tmp_path / "m").exists()
@@ -198,7 +195,6 @@ def test_nothing_listens_beyond_loopback(rows, home, tmp_path):
     looking.join()
     assert found
     assert all(address.startswith(("127.0.0.1:", "0.0.0.0%lo:")) for address in found), found
-    assert socket.gethostname()
 
 
 @pytest.mark.parametrize(

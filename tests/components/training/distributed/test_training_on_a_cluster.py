@@ -95,6 +95,19 @@ def test_rows_and_result_go_through_the_object_store_and_nothing_is_left_there(r
 
 @pytest.mark.slow
 @pytest.mark.server
+@pytest.mark.torch
+def test_a_network_is_learned_on_a_cluster(rows, home, tmp_path, cluster):
+    pytest.importorskip("torch", reason="the torch extra is not installed")
+    told = {"epochs": 10, "hidden": [8], "batch_size": 128, "threads": 1, "learning_rate": 0.01}
+    parameters = _parameters(tmp_path, trainer="torch", parameters=told)
+    trained = train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
+    assert trained.metrics["validation_roc_auc"] > 0.7
+    assert load_scorer(tmp_path / "model").spec.model_file == "model.onnx"
+    assert cluster.api.jobs == {}
+
+
+@pytest.mark.slow
+@pytest.mark.server
 def test_a_step_that_is_killed_finds_its_job_again(rows, home, tmp_path, runs, cluster):
     parameters = _parameters(tmp_path, parameters=LONG)
     first = _step(rows, tmp_path / "model", parameters)
@@ -123,7 +136,7 @@ def test_a_cancelled_step_deletes_its_job_and_the_next_goes_on_to_the_same_bytes
     assert step.returncode == 1
     assert "stopped by SIGTERM" in output
     assert cluster.api.jobs == {}
-    (pods,) = cluster.processes.values()
+    (pods,) = cluster.processes
     assert [process.wait(60) for process in pods] == [os.EX_TEMPFAIL, os.EX_TEMPFAIL]
     trained = train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
     again = train_on_nodes(rows.train, rows.validation, tmp_path / "again", "fraud", parameters)
@@ -138,10 +151,10 @@ def test_a_node_that_is_lost_fails_the_step_and_the_next_goes_on(rows, home, tmp
 
     def lose_one(job):
         created(job)
-        cluster.processes[job["metadata"]["name"]][1].kill()
+        cluster.processes[-1][1].kill()
 
     cluster.api.on_create = lose_one
-    with pytest.raises(JobFailed, match="failed; run the step again"):
+    with pytest.raises(JobFailed, match=r"failed; run the step again.*\n\[node-1\] \(it left no log\)"):
         train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
     assert [run.info.status for run in runs()] == ["FAILED"]
     cluster.api.on_create = created
