@@ -50,6 +50,7 @@ def release(
     group_by: str = "",
     trainer: str = "xgboost",
     nodes: int = 2,
+    node_placement: dict = {},
     device: str = "auto",
     training_parameters: dict = {},
     false_negative_cost: float = 10.0,
@@ -102,6 +103,8 @@ def release(
         trainer: xgboost or torch, in one pod; xgboost-distributed or torch-distributed, on several nodes (see
             train_distributed).
         nodes: Number of nodes of a distributed training.
+        node_placement: Where and with what those nodes run, by key: namespace, runtime, image, cpu, memory, service_account,
+            node_selector, tolerations and ready_seconds. See train_distributed.
         device: auto, cpu or cuda; cuda gets the training step, or each node, one GPU, and it fails without one.
         training_parameters: Parameters of the trainer by name, such as {"rounds": 300, "max_depth": 6}.
         false_negative_cost: Cost of a positive that the model misses, in the unit of false_positive_cost.
@@ -156,6 +159,7 @@ def release(
         validation_fraction=validation_fraction,
         trainer=trainer,
         nodes=nodes,
+        node_placement=node_placement,
         device=device,
         false_negative_cost=false_negative_cost,
         false_positive_cost=false_positive_cost,
@@ -217,10 +221,10 @@ def release(
     with dsl.Elif(request.outputs["branch"] == "torch-gpu", name="torch-gpu"):
         torch_gpu = place(train_torch(**training), cpu="4", memory="16G", minutes=720, retries=5, gpu=True)
     with dsl.Elif(request.outputs["branch"] == "xgboost-distributed", name="xgboost-distributed"):
-        xgboost_nodes = train_distributed(**training, trainer="xgboost", nodes=nodes)
+        xgboost_nodes = train_distributed(**training, trainer="xgboost", nodes=nodes, cluster=node_placement)
         place(xgboost_nodes, cpu="2", memory="16G", minutes=2880, retries=5)
     with dsl.Else(name="torch-distributed"):
-        torch_nodes = train_distributed(**training, trainer="torch", nodes=nodes)
+        torch_nodes = train_distributed(**training, trainer="torch", nodes=nodes, cluster=node_placement)
         place(torch_nodes, cpu="2", memory="16G", minutes=2880, retries=5)
     trained = {
         output: dsl.OneOf(

@@ -22,6 +22,7 @@ def check_release(
     validation_fraction: float = 0.1,
     trainer: str = "xgboost",
     nodes: int = 2,
+    node_placement: dict = {},
     device: str = "auto",
     false_negative_cost: float = 10.0,
     false_positive_cost: float = 1.0,
@@ -57,6 +58,7 @@ def check_release(
         validation_fraction: Share of the rows for early stopping and the threshold, where validation_days is 0.
         trainer: xgboost, torch, xgboost-distributed or torch-distributed.
         nodes: Number of nodes of a distributed training.
+        node_placement: Where and with what they run; see train_distributed.
         device: auto, cpu or cuda.
         false_negative_cost: Cost of a positive that the model misses.
         false_positive_cost: Cost of a negative that the model flags.
@@ -94,6 +96,7 @@ def check_release(
             "validation_fraction": validation_fraction,
             "trainer": trainer,
             "nodes": nodes,
+            "node_placement": node_placement,
             "device": device,
             "false_negative_cost": false_negative_cost,
             "false_positive_cost": false_positive_cost,

@@ -5,6 +5,8 @@ The KFP UI and recurring runs check types, nothing more, so this is the first st
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from modelyard.components import settings
@@ -44,6 +46,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     from modelyard.components.rollout.plan import WITHOUT_TRAFFIC, parse_plan
     from modelyard.components.serving.kserve.placement import parse_placement
     from modelyard.components.signing.signature import METHODS
+    from modelyard.components.training.distributed.placement import parse_node_placement
 
     check_model_name(request["model_name"])
     for field in ("feature_repo_uri", "entity_rows_uri", "feature_service", "label", "timestamp_column"):
@@ -72,6 +75,8 @@ def check_release_request(request: dict[str, Any]) -> str:
         raise InvalidInput("signing_method", request["signing_method"], f"choose one of {', '.join(METHODS)}")
     if not 1 <= request["nodes"] <= MOST_NODES:
         raise InvalidInput("nodes", request["nodes"], f"give a number of nodes from 1 to {MOST_NODES}")
+    with _called("cluster", "node_placement"):
+        parse_node_placement(request["node_placement"])
     parse_gates(request["gates"])
     targets = ("kserve", "local", *WITHOUT_TRAFFIC)
     if request["target"] not in targets:
@@ -101,6 +106,15 @@ def check_release_request(request: dict[str, Any]) -> str:
         # The rollout calls them steps and limits; a release has other limits, for the model's card.
         raise InvalidInput(f"rollout_{error.field}", error.value, error.remedy) from error
     return training_branch(request["trainer"], request["device"])
+
+
+@contextmanager
+def _called(field: str, name: str) -> Iterator[None]:
+    """Names a field as the release calls it, where a step calls it otherwise."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(error.field.replace(field, name, 1), error.value, error.remedy) from error
 
 
 def _check_store() -> None:
