@@ -14,7 +14,7 @@ from modelyard.components.training.labelled_rows import fit_features, open_rows
 from tests.support.labelled_rows import FEATURES, labelled_frame, write_rows
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(rows=st.integers(60, 200), nodes=st.integers(1, 7), batch=st.integers(1, 90))
 def test_every_row_goes_to_one_node_whatever_the_batches_it_is_read_in(rows, nodes, batch):
     frame = labelled_frame(rows, 3).with_columns(pl.col("country").cast(pl.Categorical))

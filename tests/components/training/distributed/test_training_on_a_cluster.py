@@ -19,7 +19,7 @@ from tests.services.fixtures import rclone_s3  # noqa: F401
 from tests.support.fake_trainer import FakeTrainer
 from tests.support.trainer_pods import TrainerPods
 
-TREES = {"rounds": 12, "early_stopping_rounds": 0, "subsample": 0.7, "threads": 1, "checkpoint_rounds": 2}
+TREES = {"rounds": 6, "early_stopping_rounds": 0, "subsample": 0.7, "threads": 1, "checkpoint_rounds": 2}
 
 LONG = {**TREES, "rounds": 120, "checkpoint_rounds": 15}
 
