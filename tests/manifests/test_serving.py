@@ -30,7 +30,7 @@ from tests.support.fake_cluster import schemas
 from tests.support.signed_models import make_signed_model
 
 SERVING = Path(__file__).parents[2] / "manifests" / "components" / "serving"
-KUSTOMIZATIONS = [SERVING, SERVING / "namespace"]
+KUSTOMIZATIONS = [SERVING, SERVING / "namespace", SERVING / "monitoring", SERVING.parent / "training"]
 # What Knative's webhook takes of a container; it refuses any other field.
 KNATIVE_CONTAINER = {
     "name", "args", "command", "env", "workingDir", "envFrom", "image", "imagePullPolicy", "livenessProbe", "ports",
