@@ -300,3 +300,17 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
+
+
+def test_prometheus_finds_the_pods_that_the_target_labels_where_their_runtime_says():
+    (monitor,) = objects(SERVING / "monitoring")
+    (expression,) = monitor["spec"]["selector"]["matchExpressions"]
+    assert expression == {"key": names.DIGEST_LABEL, "operator": "Exists"}
+    declared = runtime("predictor")["containers"][0]["ports"][0]["name"]
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [declared, "user-port"]
+    for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+        (relabeling,) = endpoint["relabelings"]
+        (annotated,) = [label for label in relabeling["sourceLabels"] if "annotation" in label]
+        for name in names.RUNTIMES:
+            keys = {re.sub(r"\W", "_", key) for key in runtime(name)["annotations"]}
+            assert annotated.removeprefix("__meta_kubernetes_pod_annotation_") in keys
