@@ -5,6 +5,7 @@ another server than Amazon's. boto3 retries what may be retried and checks the c
 in one piece.
 """
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,13 +82,19 @@ def remove(bucket: str, key: str) -> None:
 
 def _client(patience: float | None = None) -> Any:
     import boto3
+    import botocore.session
     from botocore.config import Config
 
     elsewhere = any(name in os.environ for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
     # With one retry, each attempt may wait half the time.
     hasty = {"connect_timeout": patience / 2, "read_timeout": patience / 2} if patience else {}
-    # Not boto3's shared session, which keeps the credentials that it saw first.
-    return boto3.session.Session().client(
+    # Not boto3's shared session, which keeps the credentials that it saw first; what they share is the description of S3.
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _loader())
+    session = boto3.session.Session(botocore_session=core)
+    # Each session adds its folder to those of the loader.
+    _loader().search_paths[:] = dict.fromkeys(_loader().search_paths)
+    return session.client(
         "s3",
         config=Config(
             retries={"max_attempts": 1 if patience else 5, "mode": "standard"},
@@ -99,6 +106,13 @@ def _client(patience: float | None = None) -> Any:
             **hasty,
         ),
     )
+
+
+@functools.cache
+def _loader() -> Any:
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 def _transfer() -> Any:
