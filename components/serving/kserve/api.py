@@ -199,13 +199,15 @@ def open_cluster(namespace: str = "") -> Cluster:
     from kubernetes import client, config
 
     configuration = client.Configuration()
+    # The client looks at this variable only once, when it is imported.
+    path = os.environ.get("KUBECONFIG") or None
     try:
-        if not os.environ.get("KUBECONFIG") and (_ACCOUNT / "token").is_file():
+        if path is None and (_ACCOUNT / "token").is_file():
             config.load_incluster_config(client_configuration=configuration)
             own = (_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
         else:
-            config.load_kube_config(client_configuration=configuration)
-            own = config.list_kube_config_contexts()[1]["context"].get("namespace") or "default"
+            config.load_kube_config(path, client_configuration=configuration)
+            own = config.list_kube_config_contexts(path)[1]["context"].get("namespace") or "default"
     except (config.ConfigException, OSError, TypeError, KeyError) as error:
         raise NotAvailable(
             f"no cluster is configured ({error}): run this in a pod with a service account, or name a kubeconfig in KUBECONFIG"

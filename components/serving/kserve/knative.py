@@ -29,7 +29,7 @@ from typing import Any
 from modelyard.components import settings
 from modelyard.components.errors import NotAvailable
 from modelyard.components.serving.kserve.api import REVISION, Object
-from modelyard.components.serving.kserve.names import identity, layout
+from modelyard.components.serving.kserve.names import ATTEMPT, identity, layout
 from modelyard.components.serving.kserve.notes import Memory, Version
 from modelyard.components.serving.kserve.placement import KNATIVE
 from modelyard.components.serving.kserve.pods import is_ready, trouble
@@ -122,9 +122,13 @@ class KnativeMode:
         self.make_room(memory)
 
         def decide(live: Object | None) -> Object | None:
-            if live is None or _Now(self._service, live).newest.digest == stable.digest:
+            if live is None:
                 return None
-            return self._manifest(stable, 0)
+            now = _Now(self._service, live)
+            given_up = now.digest(now.created) == stable.digest and now.is_given_up(now.created)
+            if now.newest.digest == stable.digest and not given_up:
+                return None
+            return self._manifest(stable, 0, live, again=given_up)
 
         self._service.edit(decide, ours=f"spec.predictor.{_PERCENT}")
         self._await_latest(stable, self._service.ready_seconds)
@@ -141,10 +145,9 @@ class KnativeMode:
             if now.newest.digest == stable.digest or now.percent == 0:
                 return None
             version = memory.find(now.newest.digest)
-            wanted = self._manifest(version, 0) if version else None
-            if wanted is None:
+            if version is None:
                 raise TargetChanged(f"somebody else put version {now.newest.version} of {self._service.model_name!r} on trial")
-            return wanted
+            return self._manifest(version, 0, live)
 
         live = self._service.edit(decide, ours=f"spec.predictor.{_PERCENT}")
         if live is not None and stable is not None:
@@ -167,15 +170,15 @@ class KnativeMode:
                 return None
             if not now.is_latest(version.digest):
                 raise NotAvailable(f"version {version.model.version} is not the latest revision that is ready any more")
-            return self._manifest(version, percent)
+            return self._manifest(version, percent, live)
 
         # A percentage that somebody else has set would stay when ours goes; asked for another one, they are named.
         for percent in (100, None):
             self._service.edit(partial(ask_for, percent))
 
         def rolled_out(now: _Now) -> bool:
-            revision = now.component.get("latestRolledoutRevision", "")
-            return now.share(version.digest) == 100 and now.digest(revision) == version.digest
+            alone = now.share(version.digest) == 100 and now.component.get("latestRolledoutRevision") == now.created
+            return alone and now.digest(now.created) == version.digest
 
         self._wait(rolled_out, f"version {version.model.version} to get all the traffic")
 
@@ -184,7 +187,7 @@ class KnativeMode:
             now = self._now(live)
             if now.newest.digest != canary.digest:
                 raise TargetChanged(f"no longer version {canary.model.version} of {self._service.model_name!r} is on trial")
-            return None if now.percent == percent else self._manifest(canary, percent)
+            return None if now.percent == percent else self._manifest(canary, percent, live)
 
         self._service.edit(decide)
 
@@ -220,8 +223,14 @@ class KnativeMode:
             raise TargetChanged(f"somebody else deleted InferenceService {self._service.name}")
         return _Now(self._service, live)
 
-    def _manifest(self, version: Version, percent: int | None) -> Object:
-        return self._service.manifest(KNATIVE, version.predictor, percent=percent)
+    def _manifest(self, version: Version, percent: int | None, live: Object | None = None, *, again: bool = False) -> Object:
+        """The service with this version; over one that has it already it makes no new revision, unless ``again``."""
+        wanted = self._service.manifest(KNATIVE, version.predictor, percent=percent)
+        if live is not None and model_of(live["spec"]["predictor"]).digest == version.digest:
+            attempt = int(live["spec"]["predictor"]["annotations"].get(ATTEMPT, 0)) + again
+            if attempt:
+                wanted["spec"]["predictor"]["annotations"][ATTEMPT] = str(attempt)
+        return wanted
 
     def _trouble(self, digest: str) -> tuple[str, bool]:
         return trouble(self._service.pods(digest))
@@ -276,11 +285,14 @@ class _Now:
     def is_ready(self, revision: str) -> bool:
         return self._condition(revision).get("status") == "True"
 
+    def is_given_up(self, revision: str) -> bool:
+        return self._condition(revision).get("status") == "False"
+
     def problem(self, revision: str) -> tuple[str, bool]:
         """Why a revision is not ready, where its pods do not say; and whether that will not pass by itself."""
         condition = self._condition(revision)
         told = condition.get("message") or condition.get("reason")
-        if condition.get("status") == "False":
+        if self.is_given_up(revision):
             return f"Knative gave it up: {told or 'no reason given'}", True
         return told or "it is being started", False
 

@@ -27,6 +27,8 @@ RUN_ID = "modelyard.dev/run-id"
 GIT_SHA = "modelyard.dev/git-sha"
 MODEL_CARD = "modelyard.dev/model-card"
 LAYOUT = "modelyard.dev/layout"
+# Makes another revision of the same version, where Knative has given the last one up.
+ATTEMPT = "modelyard.dev/attempt"
 
 # Labels, to select by.
 MODEL_LABEL = "modelyard.dev/model"

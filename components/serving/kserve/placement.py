@@ -40,7 +40,7 @@ _SCALE_METRICS = {STANDARD: ("cpu", "memory"), KNATIVE: ("concurrency", "rps")}
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SERVICE_ACCOUNT = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _CPU = re.compile(r"\d+(\.\d+)?|\d+m")
-_MEMORY = re.compile(r"\d+(\.\d+)?([KMGT]i?|k)?")
+_MEMORY = re.compile(r"\d+(\.\d+)?([MGT]i?|Ki|k)")
 _LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -147,7 +147,7 @@ def _text(pattern: re.Pattern[str], remedy: str) -> Any:
 
 def _whole(low: int, high: int) -> Any:
     def read(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value != int(value):
             raise InvalidInput(name, value, f"give a whole number from {low} to {high}")
         return int(value)
 

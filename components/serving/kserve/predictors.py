@@ -99,7 +99,7 @@ def build_predictor(placement: Placement, mode: str, model_name: str, model: Ser
     }
     if placement.runtime == "predictor":
         # The pod's annotations say the same, but Knative lets no container of a runtime read them.
-        named = {"MODEL_NAME": model_name, "MODEL_VERSION": model.version, "MODEL_DIGEST": model.digest}
+        named = {"MODEL_DIGEST": model.digest, "MODEL_NAME": model_name, "MODEL_VERSION": model.version}
         predictor["model"]["env"] = [{"name": name, "value": value} for name, value in named.items()]
     if mode == STANDARD:
         # In Knative mode a name would be that of another service.
@@ -205,12 +205,14 @@ def on_trial(predictor: Mapping[str, Any], replicas: int) -> Object:
 def beside_trial(predictor: Mapping[str, Any], replicas: int) -> Object:
     """The predictor in charge while a version with so many replicas is on trial.
 
-    KServe takes the trial's replicas off those in charge, who get most of the traffic still, or all of it again in a moment:
-    so what is fixed is raised by as many. An autoscaler sees to it by itself; there only the least is raised to what KServe
-    asks for.
+    As soon as the trial is ready KServe takes its replicas off those in charge, who get most of the traffic still, or all of it
+    again in a moment; only the last one it leaves. So what is fixed is raised by as many, and stays what it is. An autoscaler
+    sees to it by itself; there the least is raised to what KServe asks for.
     """
     least = predictor.get("minReplicas", 1)
-    return {**predictor, "minReplicas": max(least, replicas) if is_scaled(predictor) else least + replicas}
+    if is_scaled(predictor) or least <= 1:
+        return {**predictor, "minReplicas": max(least, replicas)}
+    return {**predictor, "minReplicas": least + replicas}
 
 
 def inference_service(

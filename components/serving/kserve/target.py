@@ -18,6 +18,7 @@ at 100 % the version in charge may be scaled down: if the one on trial is sent b
 """
 
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,14 +158,19 @@ class KServeTarget:
             else:
                 mode.make_room(memory)
         previous = memory.previous
-        self._start(model_name, model, in_its_place=True)
-        arm = self.state(model_name).canary
-        if arm is None or arm.model.digest != model.digest:
-            raise TargetChanged(f"somebody else changed the versions of {model_name!r} meanwhile")
-        if arm.failed:
-            self.roll_back(model_name)
-            raise NotAvailable(f"version {model.version} of {model_name!r} cannot be served: {arm.reason}")
-        self.promote(model_name, model.digest)
+        try:
+            self._start(model_name, model, in_its_place=True)
+            arm = self.state(model_name).canary
+            if arm is None or arm.model.digest != model.digest:
+                raise TargetChanged(f"somebody else changed the versions of {model_name!r} meanwhile")
+            if arm.failed:
+                raise NotAvailable(f"version {model.version} of {model_name!r} cannot be served: {arm.reason}")
+            self.promote(model_name, model.digest)
+        except NotAvailable:
+            # Where the cluster does not answer, it cannot be told either; then the next call goes on.
+            with suppress(NotAvailable):
+                self.roll_back(model_name)
+            raise
         if seen.stable is None and seen.canary is not None:
             self._notes(model_name).change(lambda found: replace(found, previous=previous))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes import config
+from kubernetes import client, config
 
 from modelyard.components.serving.kserve.api import Cluster
 from modelyard.components.serving.kserve.placement import parse_placement
@@ -70,13 +70,14 @@ class Served:
         self.target = self.open()
 
     def api(self, patience: float = 60.0) -> Cluster:
-        client = config.new_client_from_config(str(self.cluster.kubeconfig))
-        client.configuration.retries = False
-        return Cluster(client, self.cluster.namespace, patience=patience)
+        configuration = client.Configuration()
+        config.load_kube_config(str(self.cluster.kubeconfig), client_configuration=configuration)
+        configuration.retries = False
+        return Cluster(client.ApiClient(configuration), self.cluster.namespace, patience=patience)
 
     def open(self, *, obey_seconds: float = 20.0, patience: float = 60.0, **serving: Any) -> KServeTarget:
         placement = parse_placement({"mode": self.mode, "ready_seconds": 20, **serving})
-        return KServeTarget(self.api(patience), placement, self.metrics, obey_seconds=obey_seconds, poll_seconds=0.01)
+        return KServeTarget(self.api(patience), placement, self.metrics, obey_seconds=obey_seconds, poll_seconds=0.03)
 
     def bring(self, version: str, **serving: Any) -> None:
         """Puts a version in charge by the way that a rollout goes."""

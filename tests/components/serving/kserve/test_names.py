@@ -1,0 +1,69 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelyard.components.errors import InvalidInput
+from modelyard.components.serving.kserve.names import (
+    LAYOUT,
+    digest_label,
+    identity,
+    layout,
+    notes_name,
+    predictor_name,
+    service_name,
+    version_label,
+    workload_name,
+)
+
+_MODEL_NAMES = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", fullmatch=True).filter(
+    lambda name: not name.endswith(".promotions")
+)
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_DNS = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+@given(_MODEL_NAMES, st.integers(1, 10**9), st.binary(min_size=32, max_size=32))
+def test_every_model_has_names_that_kubernetes_and_kserve_take(model_name, version, digest):
+    service = service_name(model_name)
+    predictor = predictor_name(str(version), f"blake3:{digest.hex()}")
+    workload = workload_name(service, predictor)
+    # The name that KServe takes; the label that it gives the pods; a host name's part.
+    assert _DNS.fullmatch(service)
+    assert _DNS.fullmatch(predictor)
+    assert _LABEL.fullmatch(f"isvc.{workload}")
+    assert len(workload) <= 63
+    assert len(f"latest-{workload_name(service)}") <= 63
+    assert len(notes_name(service)) <= 253
+    assert _LABEL.fullmatch(digest_label(f"blake3:{digest.hex()}"))
+
+
+@given(st.lists(_MODEL_NAMES, min_size=2, max_size=5, unique=True))
+def test_two_models_never_share_a_service(names):
+    assert len({service_name(name) for name in names}) == len(names)
+
+
+def test_a_name_that_kubernetes_takes_is_kept():
+    assert service_name("fraud-v2") == "fraud-v2"
+    assert service_name("Fraud_Model.x").startswith("fraud-model-x-")
+    assert service_name("7days").startswith("m-7days-")
+    with pytest.raises(InvalidInput):
+        service_name("")
+
+
+@given(st.text())
+def test_any_version_is_a_label(version):
+    assert _LABEL.fullmatch(version_label(version))
+
+
+def test_kserve_names_what_it_makes_after_the_service_and_its_predictor():
+    # As PredictorServiceName in its constants.
+    assert workload_name("fraud") == "fraud-predictor"
+    assert workload_name("fraud", "v7-5f3c2a") == "fraud-v7-5f3c2a-predictor"
+
+
+def test_what_has_no_annotations_of_ours_is_nobody():
+    assert identity(None) == identity({"team": "risk"}) == ("", "", "")
+    assert layout(None) == "modelyard"
+    assert layout({LAYOUT: "triton"}) == "triton"

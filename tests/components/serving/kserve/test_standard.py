@@ -1,0 +1,149 @@
+"""What KServe's controller would do wrong in Standard mode, if it were not asked in the right order."""
+
+import pytest
+
+from modelyard.components.errors import NotAvailable
+from modelyard.components.serving.kserve.names import FIELD_MANAGER
+from modelyard.components.serving.kserve.notes import Notes
+from modelyard.components.serving.kserve.predictors import inference_service
+from modelyard.components.serving.target import TargetChanged
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def served(serve):
+    return serve("standard")
+
+
+def _deployment(served, version):
+    found = served.cluster.all("deployments", {"modelyard.dev/version": version})
+    return found[0] if found else None
+
+
+def _pods(served, version):
+    return {pod["metadata"]["uid"] for pod in served.cluster.all("pods", {"modelyard.dev/version": version})}
+
+
+def test_the_pods_that_were_on_trial_go_on_when_their_version_is_promoted(served):
+    served.bring("1", min_replicas=2, node_selector={"disk": "fast"})
+    target = served.open(cpu="500m", memory="1Gi", spot=True, timeout_seconds=30)
+    target.start_canary("fraud", served.models["2"])
+    target.set_share("fraud", 100)
+    served.cluster.settle()
+    before = _pods(served, "2")
+    target.promote("fraud", served.models["2"].digest)
+    served.cluster.settle()
+    assert _pods(served, "2") <= before
+    # What it left out came from the version in charge, as KServe merges them.
+    assert served.service()["spec"]["predictor"]["nodeSelector"] == {"disk": "fast"}
+
+
+def test_replicas_follow_the_share_before_it_rises_and_the_version_in_charge_keeps_its_own(served):
+    served.bring("1", min_replicas=4)
+    served.cluster.settle()
+    target = served.open(min_replicas=4)
+    target.start_canary("fraud", served.models["2"])
+    seen = []
+
+    def look():
+        stable, canary = _deployment(served, "1"), _deployment(served, "2")
+        if stable and canary and served.cluster.get("httproutes", "fraud"):
+            share = served.cluster.traffic("fraud").get("2", 0)
+            seen.append((share, canary["status"]["availableReplicas"], stable["status"]["availableReplicas"]))
+
+    served.cluster.interfere(look, times=1000, method="GET")
+    for percent, replicas in ((5, 1), (50, 2), (75, 3), (100, 4), (25, 1)):
+        target.set_share("fraud", percent)
+        served.cluster.settle()
+        assert _deployment(served, "2")["spec"]["replicas"] == replicas
+        assert _deployment(served, "1")["spec"]["replicas"] == 4
+    assert seen
+    for share, on_trial, in_charge in seen:
+        assert on_trial >= max(1, 4 * share / 100)
+        assert in_charge >= 4
+    target.roll_back("fraud")
+    served.cluster.settle()
+    assert served.service()["spec"]["predictor"]["minReplicas"] == 4
+    assert _deployment(served, "2") is None
+
+
+def test_a_single_replica_in_charge_gets_no_second_one_because_of_a_trial(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.target.set_share("fraud", 50)
+    assert served.service()["spec"]["predictor"]["minReplicas"] == 1
+    served.cluster.settle()
+    assert len(_pods(served, "1")) == 1
+
+
+def test_a_share_waits_for_replicas_that_find_no_node_and_stays_as_it_was(serve):
+    served = serve("standard", gpus=5)
+    served.bring("1", gpus=1, min_replicas=3)
+    target = served.open(gpus=1, min_replicas=3, ready_seconds=2)
+    target.start_canary("fraud", served.models["2"])
+    target.set_share("fraud", 60)
+    with pytest.raises(NotAvailable, match=r"3 replicas of version 2.*Insufficient nvidia\.com/gpu"):
+        target.set_share("fraud", 90)
+    state = served.target.state("fraud")
+    assert (state.stable.share, state.canary.share) == (40, 60)
+    target.roll_back("fraud")
+    assert served.target.state("fraud").stable.share == 100
+    assert not served.was_ever_lost()
+
+
+def test_what_an_autoscaler_runs_is_matched_by_the_trial_and_scaled_again_once_promoted(served):
+    scaling = {"autoscaler": "hpa", "min_replicas": 2, "max_replicas": 6, "scale_target": 70}
+    served.bring("1", **scaling)
+    target = served.open(**scaling)
+    target.start_canary("fraud", served.models["2"])
+    service = served.service()["spec"]
+    trial = service["canary"][0]["predictor"]
+    assert not {"maxReplicas", "scaleMetric", "scaleTarget", "autoScaling"} & set(trial)
+    target.set_share("fraud", 100)
+    target.promote("fraud", served.models["2"].digest)
+    predictor = served.service()["spec"]["predictor"]
+    assert (predictor["minReplicas"], predictor["maxReplicas"], predictor["scaleTarget"]) == (2, 6, 70)
+
+
+def test_without_routes_a_share_does_not_come_into_force_and_it_is_said_why(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.cluster.pause()
+    for route in ("fraud", "fraud-predictor"):
+        served.cluster.delete("httproutes", route)
+    with pytest.raises(NotAvailable, match="enableGatewayApi"):
+        served.open(obey_seconds=0.3).set_share("fraud", 10)
+    served.cluster.resume()
+
+
+def test_a_version_of_somebody_else_on_trial_is_left_to_them(served):
+    served.bring("1")
+
+    def change(service):
+        model = {"name": "kserve-container", "modelFormat": {"name": "sklearn"}, "storageUri": "s3://theirs/model"}
+        service["spec"]["canary"] = [{"trafficPercent": 0, "predictor": {"name": "theirs", "minReplicas": 1, "model": model}}]
+
+    served.cluster.edit("inferenceservices", "fraud", change)
+    served.cluster.settle()
+    with pytest.raises(TargetChanged, match="somebody else put a version on trial"):
+        served.target.state("fraud")
+    with pytest.raises(TargetChanged, match="somebody else put a version on trial"):
+        served.target.start_canary("fraud", served.models["2"])
+
+
+def test_a_rollback_by_another_process_between_reading_and_writing_is_not_undone(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.target.set_share("fraud", 10)
+    stable = Notes(served.api(), "fraud").memory().stable
+    without = inference_service("fraud", "models", "standard", "fraud", stable.predictor)
+
+    def roll_back():
+        served.cluster.store.apply("inferenceservices", "fraud", "models", without, FIELD_MANAGER, force=False)
+
+    served.cluster.interfere(roll_back, method="PATCH", path="inferenceservices")
+    with pytest.raises(TargetChanged, match="no version of 'fraud' is on trial any more"):
+        served.target.set_share("fraud", 50)
+    state = served.target.state("fraud")
+    assert (state.stable.model, state.canary) == (served.models["1"], None)
