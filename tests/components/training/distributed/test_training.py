@@ -114,7 +114,7 @@ def test_a_network_stopped_by_sigterm_goes_on_to_the_same_bytes(few_values, home
 
 @pytest.mark.slow
 def test_trees_stopped_by_sigterm_go_on_to_the_same_bytes_in_the_same_run(rows, home, tmp_path, runs):
-    parameters = DistributedParameters(parameters={**TREES, "rounds": 300, "checkpoint_rounds": 50})
+    parameters = DistributedParameters(parameters={**TREES, "rounds": 600, "checkpoint_rounds": 20})
     whole = train_on_nodes(rows.train, rows.validation, tmp_path / "whole", "fraud", parameters)
     _interrupted(rows.train, rows.validation, tmp_path / "model", home, parameters)
     assert "KILLED" in [run.info.status for run in runs()]

@@ -21,7 +21,7 @@ from tests.support.trainer_pods import TrainerPods
 
 TREES = {"rounds": 6, "early_stopping_rounds": 0, "subsample": 0.7, "threads": 1, "checkpoint_rounds": 2}
 
-LONG = {**TREES, "rounds": 120, "checkpoint_rounds": 15}
+LONG = {**TREES, "rounds": 300, "checkpoint_rounds": 30}
 
 _STEP = """
 import json, sys
@@ -130,9 +130,12 @@ def test_a_step_that_is_killed_finds_its_job_again(rows, home, tmp_path, runs, c
 def test_a_cancelled_step_deletes_its_job_and_the_next_goes_on_to_the_same_bytes(rows, home, tmp_path, runs, cluster):
     parameters = _parameters(tmp_path, parameters=LONG)
     step = _step(rows, tmp_path / "model", parameters)
+    # Its last round is far when its first checkpoint is there.
     _until(lambda: any(path.name == "checkpoint.npz" for path in _stored(cluster, tmp_path)))
+    cluster.signal(signal.SIGSTOP)
     step.send_signal(signal.SIGTERM)
     output = step.communicate(timeout=120)[0]
+    cluster.signal(signal.SIGCONT)
     assert step.returncode == 1
     assert "stopped by SIGTERM" in output
     assert cluster.api.jobs == {}
