@@ -14,6 +14,8 @@ needs and does not find, it says itself. Mounted files are in ``KEYS_FOLDER``.
 | Secret | ``modelyard-wandb`` | ``WANDB_API_KEY`` |
 """
 
+import os
+
 from kfp import dsl, kubernetes
 
 KEYS_FOLDER = "/var/run/secrets/modelyard"
@@ -84,6 +86,14 @@ def with_prometheus_token(task: dsl.PipelineTask) -> dsl.PipelineTask:
 def with_wandb_key(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Passes the Weights & Biases key to a step that may mirror a run there."""
     _secret_as_environment(task, "modelyard-wandb", "WANDB_API_KEY")
+    return task
+
+
+def with_node_images(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Tells a step that starts pods of its own whose images were compiled for it, where they are not this release's."""
+    for name in ("MODELYARD_REGISTRY", "MODELYARD_TAG"):
+        if value := os.environ.get(name):
+            task.set_env_variable(name, value)
     return task
 
 

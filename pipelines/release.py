@@ -18,7 +18,14 @@ from modelyard.components.request.component import check_release
 from modelyard.components.rollout.component import rollout_model
 from modelyard.components.signing.component import sign_model
 from modelyard.components.training.component import train_distributed, train_torch, train_xgboost
-from modelyard.pipelines.cluster import place, with_prometheus_token, with_signing_key, with_verification_key, with_wandb_key
+from modelyard.pipelines.cluster import (
+    place,
+    with_node_images,
+    with_prometheus_token,
+    with_signing_key,
+    with_verification_key,
+    with_wandb_key,
+)
 
 
 class Released(NamedTuple):
@@ -222,10 +229,10 @@ def release(
         torch_gpu = place(train_torch(**training), cpu="4", memory="16G", minutes=720, retries=5, gpu=True)
     with dsl.Elif(request.outputs["branch"] == "xgboost-distributed", name="xgboost-distributed"):
         xgboost_nodes = train_distributed(**training, trainer="xgboost", nodes=nodes, cluster=node_placement)
-        place(xgboost_nodes, cpu="2", memory="16G", minutes=2880, retries=5)
+        with_node_images(place(xgboost_nodes, cpu="2", memory="16G", minutes=2880, retries=5))
     with dsl.Else(name="torch-distributed"):
         torch_nodes = train_distributed(**training, trainer="torch", nodes=nodes, cluster=node_placement)
-        place(torch_nodes, cpu="2", memory="16G", minutes=2880, retries=5)
+        with_node_images(place(torch_nodes, cpu="2", memory="16G", minutes=2880, retries=5))
     trained = {
         output: dsl.OneOf(
             *(task.outputs[output] for task in (xgboost, xgboost_gpu, torch, torch_gpu, xgboost_nodes, torch_nodes))

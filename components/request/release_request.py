@@ -45,6 +45,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     from modelyard.components.features.fetching import parse_moment
     from modelyard.components.rollout.plan import WITHOUT_TRAFFIC, parse_plan
     from modelyard.components.serving.kserve.placement import parse_placement
+    from modelyard.components.serving.metrics.sources import open_source
     from modelyard.components.signing.signature import METHODS
     from modelyard.components.training.distributed.placement import parse_node_placement
 
@@ -85,9 +86,10 @@ def check_release_request(request: dict[str, Any]) -> str:
         raise InvalidInput(
             "target", "local", "nothing that a pod serves outlives it: in a cluster choose kserve, registry or none"
         )
-    parse_placement(request["serving"])
+    placement = parse_placement(request["serving"])
     if request["target"] == "kserve":
         _check_store()
+        open_source(placement.runtime)
         if request["shadow_seconds"]:
             raise InvalidInput("shadow_seconds", request["shadow_seconds"], "KServe cannot copy traffic; give 0")
     try:

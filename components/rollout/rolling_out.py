@@ -98,7 +98,7 @@ def rollout_model(
         write_text(timeline, json.dumps({"version": version, "digest": digest, "outcome": outcome, "looks": []}) + "\n")
         return RolledOut("pass", outcome, reason)
     progress = run_rollout(
-        open_target(target, serving),
+        open_target(target, serving, watched=True),
         plan,
         model_name=model_name,
         version=version,

@@ -10,12 +10,13 @@ from modelyard.components.serving.target import ServingTarget
 LOCAL, KSERVE = "local", "kserve"
 
 
-def open_target(name: str, serving: Mapping[str, Any] | None = None) -> ServingTarget:
+def open_target(name: str, serving: Mapping[str, Any] | None = None, *, watched: bool = False) -> ServingTarget:
     """The serving target of this name.
 
     Args:
         name: ``local``, processes on this machine; or ``kserve``, InferenceServices of a cluster.
         serving: where and how ``kserve`` serves, see ``parse_placement``; to ``local`` it says nothing.
+        watched: whether its counts will be asked for, so that who keeps them must be known.
 
     Raises:
         InvalidInput: there is no such target, or it cannot serve like this.
@@ -25,7 +26,7 @@ def open_target(name: str, serving: Mapping[str, Any] | None = None) -> ServingT
         from modelyard.components.serving.kserve.placement import parse_placement
         from modelyard.components.serving.kserve.target import open_kserve_target
 
-        return open_kserve_target(parse_placement(serving or {}))
+        return open_kserve_target(parse_placement(serving or {}), watched=watched)
     if name != LOCAL:
         raise InvalidInput("target", name, f"use {LOCAL} or {KSERVE}")
     if settings.in_cluster():

@@ -75,6 +75,14 @@ def test_everything_compiles_to_the_same_bytes_under_any_hash_seed_for_the_regis
     found = {line.split()[-1] for text in texts.values() for line in text.splitlines() if " image: " in line}
     assert found
     assert all(image.startswith("registry.example.com/ml/") and image.endswith(":2026-07") for image in found)
+    # Pods that a step itself starts run the same.
+    executors = next(yaml.safe_load_all(texts["release.yaml"]))["deploymentSpec"]["executors"]
+    told = [executor["container"]["env"] for name, executor in executors.items() if "train-distributed" in name]
+    wanted = [
+        {"name": "MODELYARD_REGISTRY", "value": "registry.example.com/ml/"},
+        {"name": "MODELYARD_TAG", "value": "2026-07"},
+    ]
+    assert told == [wanted, wanted]
     checked, _ = compile_elsewhere(tmp_path / "first", "--check")
     assert checked.returncode == 1
     assert "stale" in checked.stdout

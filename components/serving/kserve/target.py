@@ -308,21 +308,32 @@ class _SourceOnDemand:
         self._name = name
         self._source: MetricsSource | None = None
 
-    def counts(self, stable: Workload | None, canary: Workload | None) -> ArmCounts:
+    def open(self) -> MetricsSource:
         from modelyard.components.serving.metrics.sources import open_source
 
         if self._source is None:
             self._source = open_source(self._name)
-        return self._source.counts(stable, canary)
+        return self._source
+
+    def counts(self, stable: Workload | None, canary: Workload | None) -> ArmCounts:
+        return self.open().counts(stable, canary)
 
 
-def open_kserve_target(placement: Placement) -> KServeTarget:
+def open_kserve_target(placement: Placement, *, watched: bool = False) -> KServeTarget:
     """The target in the cluster that ``KUBECONFIG`` names, or that this process runs in.
 
+    Args:
+        placement: how versions run that are started from here on.
+        watched: whether counts will be asked for, so that who keeps them must be known from the beginning.
+
     Raises:
+        InvalidInput: it is to be watched, and no Prometheus is named.
         NotAvailable: no cluster is configured.
     """
-    return KServeTarget(open_cluster(placement.namespace), placement, _SourceOnDemand(placement.runtime))
+    source = _SourceOnDemand(placement.runtime)
+    if watched:
+        source.open()
+    return KServeTarget(open_cluster(placement.namespace), placement, source)
 
 
 def _brought_up(memory: Memory, live: Object, seen: Seen) -> Memory:

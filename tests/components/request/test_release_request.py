@@ -114,12 +114,16 @@ def test_a_pod_cannot_serve_what_must_outlive_it(monkeypatch):
     assert check_release_request({**GOOD, "target": "registry"}) == "xgboost"
 
 
-def test_kserve_needs_a_store_that_pods_can_read_and_copies_no_traffic(monkeypatch, tmp_path):
+def test_kserve_needs_a_store_that_pods_can_read_and_a_prometheus_and_copies_no_traffic(monkeypatch, tmp_path):
     request = {**GOOD, "target": "kserve", "serving": {"mode": "knative", "namespace": "fraud"}}
     monkeypatch.setenv("MODELYARD_MODEL_STORE", str(tmp_path))
     with pytest.raises(InvalidInput, match="MODELYARD_MODEL_STORE"):
         check_release_request(request)
     monkeypatch.setenv("MODELYARD_MODEL_STORE", "s3://models/released")
+    monkeypatch.delenv("MODELYARD_PROMETHEUS_URL", raising=False)
+    with pytest.raises(InvalidInput, match="MODELYARD_PROMETHEUS_URL"):
+        check_release_request(request)
+    monkeypatch.setenv("MODELYARD_PROMETHEUS_URL", "http://prometheus.example.com")
     assert check_release_request(request) == "xgboost"
     with pytest.raises(InvalidInput, match="shadow_seconds"):
         check_release_request({**request, "shadow_seconds": 60.0})

@@ -39,3 +39,9 @@ def test_a_pod_has_no_local_target_unless_it_has_a_home(tmp_path, monkeypatch):
         open_target("local")
     monkeypatch.setenv("MODELYARD_HOME", str(tmp_path))
     assert isinstance(open_target("local"), LocalTarget)
+
+
+def test_a_cluster_that_is_to_be_watched_needs_a_prometheus_before_anything_is_started(monkeypatch):
+    monkeypatch.delenv("MODELYARD_PROMETHEUS_URL", raising=False)
+    with pytest.raises(InvalidInput, match="MODELYARD_PROMETHEUS_URL"):
+        open_target("kserve", {"namespace": "models"}, watched=True)
