@@ -78,11 +78,13 @@ def undocumented(name: str, component: Any) -> list[str]:
     """What a docstring leaves out, and what it describes that is not there."""
     document = _docstring(component)
     specification = component.component_spec
-    present = {**(specification.inputs or {}), **(specification.outputs or {})}
-    described = _descriptions(component)
+    of_inputs, of_outputs = _descriptions(component)
+    sides = ((specification.inputs or {}, of_inputs), (specification.outputs or {}, of_outputs))
     faults = [] if document.short_description else [f"{name}: it lacks a summary"]
-    faults += [f"{name}: {entry} is not described" for entry in present if not described.get(entry)]
-    faults += [f"{name}: {entry} is described, but it does not exist" for entry in described if entry not in present]
+    for present, described in sides:
+        faults += [f"{name}: {entry} is not described" for entry in present if not described.get(entry)]
+    for present, described in sides:
+        faults += [f"{name}: {entry} is described, but it does not exist" for entry in described if entry not in present]
     return faults
 
 
@@ -93,15 +95,15 @@ def component_page(room: str, name: str, component: Any) -> str:
     artifacts = {key: value for key, value in inputs.items() if _is_artifact(value.type)}
     parameters = {key: value for key, value in inputs.items() if key not in artifacts}
     image = specification.implementation.container.image.rpartition(":")[0]
-    described = _descriptions(component)
+    of_inputs, of_outputs = _descriptions(component)
     arguments = ", ".join(f"{key}=…" for key, value in inputs.items() if not value.optional)
     sections = [
         _heading(name, component),
         f"Image `{image}`, interface in [component.py](component.py), compiled to "
         f"[{name}.yaml](../../compiled/components/{name}.yaml).",
-        _section("Inputs", _artifact_table(artifacts, described)),
-        _section("Parameters", _parameter_table(parameters, described)),
-        _section("Outputs", _output_table(outputs, described)),
+        _section("Inputs", _artifact_table(artifacts, of_inputs)),
+        _section("Parameters", _parameter_table(parameters, of_inputs)),
+        _section("Outputs", _output_table(outputs, of_outputs)),
         "## Use\n\nIn a pipeline, where this package is installed:\n\n"
         f"```python\nfrom modelyard.components.{room}.component import {name}\n\ntask = {name}({arguments})\n```\n\n"
         "Anywhere else, from the compiled file (`load_component_from_url` takes the address of the same file):\n\n"
@@ -120,15 +122,15 @@ def pipeline_page(name: str, pipeline: Any) -> str:
     """The Markdown page of a pipeline."""
     specification = pipeline.component_spec
     inputs, outputs = specification.inputs or {}, specification.outputs or {}
-    described = _descriptions(pipeline)
+    of_inputs, of_outputs = _descriptions(pipeline)
     required = " ".join(f"-p {key}=…" for key, value in inputs.items() if not value.optional)
     steps = ", ".join(f"`{step}`" for step in _steps(pipeline))
     return _page(
         [
             _heading(name, pipeline),
             f"Source in [{name}.py]({name}.py), compiled to [{name}.yaml](../compiled/{name}.yaml). Its steps: {steps}.",
-            _section("Parameters", _parameter_table(inputs, described)),
-            _section("Outputs", _output_table(outputs, described)),
+            _section("Parameters", _parameter_table(inputs, of_inputs)),
+            _section("Outputs", _output_table(outputs, of_outputs)),
             "## Use\n\n```console\n"
             f"$ {f'modelyard run {name} {required}'.strip()}\n"
             f"$ {f'modelyard submit {name} --host URL {required}'.strip()}\n```",
@@ -196,8 +198,8 @@ def _text_of_docstring(component: Any) -> str:
     return (inspect.getdoc(function) or "").replace("``", "`")
 
 
-def _descriptions(component: Any) -> dict[str, str]:
-    """Descriptions by name of what the sections ``Args:`` and ``Returns:`` list, each on one line."""
+def _descriptions(component: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Descriptions by name of the inputs and of the outputs, each on one line. An output may be called as an input is."""
     document = _docstring(component)
     outputs = component.component_spec.outputs or {}
     if list(outputs) == ["Output"]:
@@ -209,8 +211,12 @@ def _descriptions(component: Any) -> dict[str, str]:
         returned = {
             entry.arg_name: entry.description for entry in docstring_parser.parse(f"Outputs.\n\nArgs:\n{listed}").params
         }
-    described = {entry.arg_name: entry.description for entry in document.params} | returned
-    return {name: " ".join((text or "").split()) for name, text in described.items()}
+    given = {entry.arg_name: entry.description for entry in document.params}
+    return _on_one_line(given), _on_one_line(returned)
+
+
+def _on_one_line(descriptions: dict[str, str | None]) -> dict[str, str]:
+    return {name: " ".join((text or "").split()) for name, text in descriptions.items()}
 
 
 def _steps(pipeline: Any) -> list[str]:

@@ -69,7 +69,7 @@ def test_the_wheel_finds_its_compiled_pipelines(wheel, tmp_path):
     code = "from modelyard.scripts import compiled; print(compiled.find('release')); print(compiled.available())"
     found, available = _run_from(wheel, tmp_path, code).splitlines()
     assert found == str(wheel / "modelyard" / "compiled" / "release.yaml")
-    assert available == "['quickstart', 'release', 'rollback']"
+    assert available == "['promote', 'quickstart', 'release', 'rollback']"
 
 
 def test_the_lock_pins_every_requirement_exactly():

@@ -130,7 +130,8 @@ def _retrieve(store: FeatureStore, request: Request, service: Any, numbered: pl.
         raise InvalidInput(
             "filter_by_created_timestamp", True, f"{error}; turn it off to accept rows that were created after the moment"
         ) from error
-    keep_whole_numbers(job)
+    if store.config.offline_store.type in SPARK_STORES:
+        keep_whole_numbers(job)
     return pl.DataFrame(job.to_arrow())
 
 

@@ -23,6 +23,26 @@ def careless(known: str, forgotten: str, choice: str = "a|b") -> NamedTuple("Out
     return (known, 0)
 
 
+@component("train")
+def renamed(version: str) -> NamedTuple("Outputs", [("version", str)]):
+    """Gives back another one.
+
+    Args:
+        version: The one before.
+
+    Returns:
+        version: The one after.
+    """
+    return (version,)
+
+
+def test_an_output_that_is_called_as_an_input_is_described_for_itself():
+    assert documentation.undocumented("renamed", renamed) == []
+    page = documentation.component_page("speaking", "renamed", renamed)
+    assert "| `version` | text | required | The one before. |" in page
+    assert "| `version` | text | The one after. |" in page
+
+
 def test_a_components_page_says_everything_a_user_needs():
     page = documentation.component_page("speaking", "say", say)
     assert "# say\n\nSays a text.\n" in page

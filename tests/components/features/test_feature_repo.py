@@ -1,3 +1,5 @@
+import sys
+
 """Reading feature repos: settings, registries and definitions as users have them."""
 
 from datetime import UTC, datetime, timedelta
@@ -57,8 +59,12 @@ def test_a_repo_that_was_never_applied_says_so(tmp_path):
         plan_from_registry(settings, "any")
 
 
-def test_renamed_columns_folders_of_parts_on_demand_views_and_a_sql_registry_are_served(tmp_path):
+def test_renamed_columns_folders_of_parts_on_demand_views_and_a_sql_registry_are_served(tmp_path, monkeypatch):
     """One repo with what the other tests leave out, read without Feast first and through Feast where it must be."""
+    # The image that fetches has no Spark.
+    for name in [name for name in sys.modules if name.startswith("feast.infra.offline_stores.contrib.spark")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyspark", None)
     from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RequestSource, ValueType
     from feast.on_demand_feature_view import on_demand_feature_view
     from feast.types import Float64
