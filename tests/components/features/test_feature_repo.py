@@ -1,7 +1,6 @@
-import sys
-
 """Reading feature repos: settings, registries and definitions as users have them."""
 
+import sys
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
