@@ -4,25 +4,12 @@ Nothing is installed when a step starts (``install_kfp_package=False``, no ``pac
 YAML runs in a subprocess on a laptop, in Docker and on a cluster, air-gapped ones too.
 """
 
-import os
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 from kfp import dsl
 
-DEFAULT_REGISTRY = "ghcr.io/modelyard"
-
-
-def image(extra: str) -> str:
-    """Reference of the image that carries one of the package's extras.
-
-    ``MODELYARD_REGISTRY`` and ``MODELYARD_TAG`` override the default registry and the tag, which is the package's version;
-    ``modelyard compile --registry … --tag …`` sets them.
-    """
-    registry = os.environ.get("MODELYARD_REGISTRY", DEFAULT_REGISTRY).rstrip("/")
-    tag = os.environ.get("MODELYARD_TAG") or metadata.version("modelyard")
-    return f"{registry}/{extra}:{tag}"
+from modelyard.components.images import image
 
 
 def component(extra: str) -> Callable[[Callable[..., Any]], Any]:

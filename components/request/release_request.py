@@ -16,7 +16,6 @@ from modelyard.components.storage import uris
 from modelyard.components.training.devices import DEVICES
 
 TRAINERS = ("xgboost", "torch", "xgboost-distributed", "torch-distributed")
-MOST_NODES = 1000
 _UNEXPANDED = re.compile(r"\[\[.*?\]\]|\{\{.*?\}\}")
 
 
@@ -47,7 +46,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     from modelyard.components.serving.kserve.placement import parse_placement
     from modelyard.components.serving.metrics.sources import open_source
     from modelyard.components.signing.signature import METHODS
-    from modelyard.components.training.distributed.placement import parse_node_placement
+    from modelyard.components.training.distributed.placement import MOST_NODES, parse_node_placement
 
     check_model_name(request["model_name"])
     for field in ("feature_repo_uri", "entity_rows_uri", "feature_service", "label", "timestamp_column"):

@@ -12,10 +12,10 @@ import random
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any, TypeVar
 
 from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.images import image as own_image
 from modelyard.components.training.distributed.job import JobState
 from modelyard.components.training.distributed.node import MOUNTED_CREDENTIALS
 from modelyard.components.training.distributed.placement import NodePlacement
@@ -28,11 +28,9 @@ PASSED_ON = (
     "AWS_ENDPOINT_URL",
     "AWS_DEFAULT_REGION",
     "AWS_REGION",
-    "AWS_CA_BUNDLE",
     "GOOGLE_CLOUD_PROJECT",
     "STORAGE_EMULATOR_HOST",
 )
-_DEFAULT_REGISTRY = "ghcr.io/modelyard"
 _PATIENCE_SECONDS = 300.0
 _GONE_SECONDS = 180.0
 _SHOWN_LINES = 60
@@ -133,7 +131,7 @@ class ClusterJob:
         if self._device == "cuda":
             resources["gpu"] = 1
         trainer = CustomTrainerContainer(
-            image=self._placement.image or _own_image(self._trainer, self._device),
+            image=self._placement.image or own_image("torch" if self._trainer == "torch" else "train"),
             num_nodes=self._nodes,
             resources_per_node=resources,
             env={name: os.environ[name] for name in PASSED_ON if os.environ.get(name)} | {"PYTHONUNBUFFERED": "1"},
@@ -168,7 +166,7 @@ class ClusterJob:
         volume = "modelyard-storage"
         pod = patches.PodSpecPatch(
             service_account_name=placement.service_account or None,
-            volumes=[{"name": volume, "secret": {"secretName": STORAGE_SECRET, "optional": True, "defaultMode": 0o440}}],
+            volumes=[{"name": volume, "secret": {"secretName": STORAGE_SECRET, "optional": True}}],
             containers=[
                 patches.ContainerPatch(
                     name="node",
@@ -235,13 +233,6 @@ def _connect(namespace: str) -> Any:
         return TrainerClient(backend_config=KubernetesBackendConfig(namespace=namespace or None))
     except ConfigException as error:
         raise NotAvailable(f"there is no cluster: {error}. Set KUBECONFIG, or backend to local") from error
-
-
-def _own_image(trainer: str, device: str) -> str:
-    """The image of this release that has the trainer, as ``modelyard.components.interface`` names images."""
-    registry = os.environ.get("MODELYARD_REGISTRY", _DEFAULT_REGISTRY).rstrip("/")
-    tag = os.environ.get("MODELYARD_TAG") or metadata.version("modelyard")
-    return f"{registry}/{'torch' if trainer == 'torch' else 'train'}:{tag}"
 
 
 def _label(name: str) -> str:

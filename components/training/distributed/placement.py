@@ -7,6 +7,8 @@ from typing import Any
 from modelyard.components.errors import InvalidInput
 from modelyard.components.training.requested import check_range, whole
 
+MOST_NODES = 1000
+
 
 @dataclass(frozen=True)
 class NodePlacement:

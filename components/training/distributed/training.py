@@ -31,7 +31,7 @@ from modelyard.components.training.distributed.job_folder import (
     JobFolder,
     shard,
 )
-from modelyard.components.training.distributed.placement import NodePlacement, parse_node_placement
+from modelyard.components.training.distributed.placement import MOST_NODES, NodePlacement, parse_node_placement
 from modelyard.components.training.distributed.shards import write_shards
 from modelyard.components.training.labelled_rows import LabelledRows, check_alike, fit_features, open_rows
 from modelyard.components.training.requested import check_range, override, positive_weight
@@ -71,7 +71,7 @@ class DistributedParameters:
             raise InvalidInput("trainer", self.trainer, f"give {' or '.join(TRAINERS)}")
         if self.backend not in BACKENDS:
             raise InvalidInput("backend", self.backend, f"give {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
-        check_range("nodes", self.nodes, 1, 1000)
+        check_range("nodes", self.nodes, 1, MOST_NODES)
         check_range("timeout_seconds", self.timeout_seconds, 60)
 
 

@@ -2,6 +2,7 @@ import time
 
 import pytest
 
+from modelyard.components import images, interface
 from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.training.distributed import cluster_job
 from modelyard.components.training.distributed.cluster_job import ClusterJob
@@ -51,9 +52,25 @@ def test_the_nodes_run_this_package_on_its_own_image_and_are_told_no_secret(clus
     pod = replicated["template"]["spec"]["template"]["spec"]
     assert pod["serviceAccountName"] == "trainer"
     assert pod["nodeSelector"] == {"pool": "gpu"}
-    assert pod["volumes"][0]["secret"]["secretName"] == "modelyard-storage"
+    # Without a mode of its own: an image's user other than root could not read a file of root's that only its group may.
+    assert pod["volumes"] == [{"name": "modelyard-storage", "secret": {"secretName": "modelyard-storage", "optional": True}}]
     assert "s3cr3t" not in str(written)
     assert "pip" not in str(written)
+
+
+@pytest.mark.parametrize(("trainer", "extra"), [("xgboost", "train"), ("torch", "torch")])
+def test_the_nodes_image_is_the_one_that_components_of_this_release_run_on(cluster, monkeypatch, trainer, extra):
+    monkeypatch.setenv("MODELYARD_REGISTRY", "registry.example/team/")
+    monkeypatch.setenv("MODELYARD_TAG", "7")
+    _job(trainer=trainer).start()
+    assert cluster.jobs["modelyard-abc"]["spec"]["trainer"]["image"] == images.image(extra) == interface.image(extra)
+    assert images.image(extra) == f"registry.example/team/{extra}:7"
+
+
+def test_a_file_of_the_steps_own_pod_is_not_named_to_the_nodes(cluster, monkeypatch):
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/etc/ssl/of-the-step.pem")
+    _job().start()
+    assert "of-the-step" not in str(cluster.jobs)
 
 
 def test_a_job_runs_and_is_completed(cluster):
