@@ -10,6 +10,11 @@ _WAITS = ("PodInitializing", "ContainerCreating", "CrashLoopBackOff")
 _MOST_RESTARTS = 2
 
 
+def living(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The pods that count: not those that are being deleted, or that their node has evicted."""
+    return [pod for pod in pods if not _is_over(pod)]
+
+
 def is_ready(pod: Mapping[str, Any]) -> bool:
     """Whether a pod gets requests."""
     return any(found["type"] == "Ready" and found["status"] == "True" for found in _conditions(pod))
@@ -20,10 +25,24 @@ def trouble(pods: Iterable[Mapping[str, Any]]) -> tuple[str, bool]:
 
     Both are empty where a pod is on its way.
     """
-    newest_first = sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", reverse=True)
+    newest_first = sorted(living(pods), key=lambda pod: pod["metadata"].get("creationTimestamp") or "", reverse=True)
     found = [_of_pod(pod) for pod in newest_first if not is_ready(pod)]
     told = [entry for entry in found if entry[0]]
     return next((entry for entry in told if entry[1]), told[0] if told else ("", False))
+
+
+def crashes(pods: Iterable[Mapping[str, Any]]) -> str:
+    """Which container of a version fails again and again, and why, also while it runs in between; empty if none does."""
+    for pod in living(pods):
+        for container in (pod.get("status") or {}).get("containerStatuses") or ():
+            if container.get("restartCount", 0) > _MOST_RESTARTS:
+                told = _of_container(container)[0] or f"container {container['name']} failed"
+                return f"{told}; it was started again {container['restartCount']} times"
+    return ""
+
+
+def _is_over(pod: Mapping[str, Any]) -> bool:
+    return "deletionTimestamp" in pod["metadata"] or (pod.get("status") or {}).get("phase") == "Failed"
 
 
 def _of_pod(pod: Mapping[str, Any]) -> tuple[str, bool]:

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from modelyard.components.serving.kserve.pods import is_ready, trouble
+from modelyard.components.serving.kserve.pods import crashes, is_ready, living, trouble
 
 
 def _pod(*, conditions=(), inits=(), containers=(), created="2026-01-01T00:00:00Z"):
@@ -84,3 +84,22 @@ def test_what_will_not_pass_is_told_before_what_may_and_the_newest_pod_first():
     broken = _pod(containers=[_container(_BACK_OFF, restarts=9, last=_ENDED)], created="2025-01-01T00:00:00Z")
     assert trouble([old, new])[0].endswith("new")
     assert trouble([old, new, broken])[1]
+
+
+def test_a_container_that_crashes_again_and_again_is_told_also_while_it_runs():
+    crashed = {"exitCode": 137, "reason": "OOMKilled"}
+    runs = _container({"running": {}}, restarts=3, last=crashed, ready=True)
+    told = crashes([_pod(conditions=[_READY]), _pod(conditions=[_READY], containers=[runs])])
+    assert told == "container kserve-container failed: exit code 137 (OOMKilled); it was started again 3 times"
+    assert trouble([_pod(conditions=[_READY], containers=[runs])]) == ("", False)
+    # A node or a store may have had a bad moment; and a model that was fetched at the fourth attempt is there.
+    assert not crashes([_pod(containers=[{**runs, "restartCount": 2}]), _pod(inits=[{**runs, "name": "storage-initializer"}])])
+
+
+def test_pods_that_were_evicted_or_are_going_say_nothing():
+    broken = _pod(containers=[_container(_BACK_OFF, restarts=9, last=_ENDED)])
+    going = {**broken, "metadata": {**broken["metadata"], "deletionTimestamp": "2026-01-02T00:00:00Z"}}
+    evicted = {**broken, "status": {**broken["status"], "phase": "Failed", "reason": "Evicted"}}
+    assert trouble([going, evicted]) == ("", False)
+    assert crashes([going, evicted]) == ""
+    assert living([going, broken, evicted]) == [broken]
