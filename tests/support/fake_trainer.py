@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ Object = dict[str, Any]
 NAMESPACE = "training"
 _JOBS = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
 _RUNTIMES = "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes/"
+# For ``refuse``, in a status's place: no answer.
+SILENCE = -1
 _RESERVED = re.compile(r"DMLC_|PET_")
+
+
+# The last has a trainer that takes the place of ours, and the one before is none of Trainer's.
+_KNOWN_RUNTIMES = ("xgboost-distributed", "torch-distributed", "unlabelled", "torchtune-llama")
 
 
 class _Handler(kmock.RawHandler):
@@ -40,9 +46,10 @@ class FakeTrainer:
         deleted: names of deleted ones, in order.
         logs: log of each pod by its name.
         requests: every request, method and path.
+        lingering: whether a deleted job stays, as one does whose pods are not gone yet.
     """
 
-    def __init__(self, folder: Path, runtimes: tuple[str, ...] = ("xgboost-distributed", "torch-distributed")) -> None:
+    def __init__(self, folder: Path, runtimes: tuple[str, ...] = _KNOWN_RUNTIMES) -> None:
         self.kubeconfig = folder / "kubeconfig.json"
         self.jobs: dict[str, Object] = {}
         self.pods: dict[str, list[Object]] = {}
@@ -51,6 +58,7 @@ class FakeTrainer:
         self.deleted: list[str] = []
         self.requests: list[tuple[str, str]] = []
         self.refusals: list[tuple[str, int, dict[str, str]]] = []
+        self.lingering = False
         self.on_create: Callable[[Object], None] | None = None
         self.on_delete: Callable[[Object], None] | None = None
         self._runtimes = runtimes
@@ -77,7 +85,10 @@ class FakeTrainer:
         self._thread.join(20)
 
     def refuse(self, method: str, status: int, times: int = 1, **headers: str) -> None:
-        """The next requests of a method about TrainJobs meet with a status; 0 is a connection cut after the work is done."""
+        """The next requests of a method about TrainJobs meet with a status.
+
+        0 is a connection that is cut after the work is done, ``SILENCE`` is no answer.
+        """
         self.refusals += [(method, status, headers)] * times
 
     def run(self, name: str, phases: list[str]) -> None:
@@ -95,11 +106,6 @@ class FakeTrainer:
             self.logs[f"{name}-node-0-{rank}-x"] = log
             self._conclude(name, "Failed", "Succeeded")
             self.pods[name][rank] = _pod(name, rank, "Failed")
-
-    def age(self, name: str, seconds: float) -> None:
-        """The job was made earlier."""
-        moment = datetime.now(UTC) - timedelta(seconds=seconds)
-        self.jobs[name]["metadata"]["creationTimestamp"] = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _conclude(self, name: str, condition: str, phase: str) -> None:
         with self._lock:
@@ -124,6 +130,9 @@ class FakeTrainer:
             for refusal in self.refusals:
                 if refusal[0] == method:
                     self.refusals.remove(refusal)
+                    if refusal[1] == SILENCE:
+                        while not self._stopped.is_set():
+                            await asyncio.sleep(0.05)
                     if not refusal[1]:
                         with self._lock:
                             self._work(method, path, request)
@@ -143,9 +152,10 @@ class FakeTrainer:
             if method == "DELETE":
                 if self.on_delete is not None:
                     self.on_delete(self.jobs[name])
-                del self.jobs[name]
-                self.pods.pop(name, None)
                 self.deleted.append(name)
+                if not self.lingering:
+                    del self.jobs[name]
+                    self.pods.pop(name, None)
                 return aiohttp.web.json_response({"kind": "Status", "status": "Success"})
             return aiohttp.web.json_response(self.jobs[name])
         if path.startswith(_RUNTIMES) and name in self._runtimes:
@@ -219,11 +229,12 @@ def _pod(job: str, rank: int, phase: str) -> Object:
 
 def _runtime(name: str) -> Object:
     framework = name.partition("-")[0]
+    labels = {} if name == "unlabelled" else {"trainer.kubeflow.org/framework": framework}
     container = {"name": "node", "image": "an-image"}
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "ClusterTrainingRuntime",
-        "metadata": {"name": name, "labels": {"trainer.kubeflow.org/framework": framework}},
+        "metadata": {"name": name, "labels": labels},
         "spec": {
             "mlPolicy": {"numNodes": 1, framework: {}},
             "template": {

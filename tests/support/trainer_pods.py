@@ -65,9 +65,6 @@ class TrainerPods:
                 }
             else:
                 told = {"PET_NODE_RANK": rank, "PET_NNODES": nodes, "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
-            clean = {
-                name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "MODELYARD_"))
-            }
             environment = {**clean, **self._environment, **given, **{name: str(value) for name, value in told.items()}}
             with self._log(job["metadata"]["name"], rank).open("wb") as log:
                 command = [sys.executable, *trainer["command"][1:]]

@@ -6,15 +6,14 @@ or from the Secret ``modelyard-storage``, which is mounted as files because Kube
 variables to its own container.
 """
 
-import logging
 import os
 import random
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, TypeVar
 
-from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
 from modelyard.components.images import image as own_image
 from modelyard.components.training.distributed.job import JobState
 from modelyard.components.training.distributed.node import MOUNTED_CREDENTIALS
@@ -32,10 +31,14 @@ PASSED_ON = (
     "STORAGE_EMULATOR_HOST",
 )
 _PATIENCE_SECONDS = 300.0
+# To connect, and between two pieces of an answer; the SDK itself sets none where it writes.
+_TIMEOUT_SECONDS = (5.0, 15.0)
+# A pod that is asked to end has half a minute as a rule, in which its job must be deleted.
+_LOOK_SECONDS = 0.5
 _GONE_SECONDS = 180.0
 _SHOWN_LINES = 60
 _SHOWN_EVENTS = 10
-_MAX_FAILURES = {429, 500, 502, 503, 504}
+_PASSING = {429, 500, 502, 503, 504}
 
 
 class ClusterJob:
@@ -50,6 +53,7 @@ class ClusterJob:
         model_name: for a label.
         placement: where and with what the nodes run.
         timeout_seconds: after which Kubernetes itself ends the job.
+        stop_if_asked: raises if the step was asked to stop; ``start`` and ``state`` call it while they wait for the API server.
     """
 
     def __init__(
@@ -62,25 +66,26 @@ class ClusterJob:
         model_name: str,
         placement: NodePlacement,
         timeout_seconds: int,
+        stop_if_asked: Callable[[], None],
     ) -> None:
         self.name = name
         self._trainer, self._nodes, self._device, self._folder = trainer, nodes, device, folder
         self._model_name = model_name
         self._placement = placement
         self._timeout_seconds = timeout_seconds
-        self._connected: Any = None
+        self._stop_if_asked = stop_if_asked
+        self._missing_since: float | None = None
 
-    @property
+    @cached_property
     def _client(self) -> Any:
-        if self._connected is None:
-            self._connected = _patiently(lambda: _connect(self._placement.namespace), "the cluster")
-        return self._connected
+        return _connect(self._placement.namespace)
 
     def start(self) -> None:
-        found = self._find()
-        if found is not None and found.status == "Failed":
-            print(f"TrainJob {self.name} had failed: it is started anew, from its last checkpoint.", flush=True)
-            self.stop()
+        found = self._find(self._stop_if_asked)
+        if found is not None and found.status in ("Failed", "Complete"):
+            ended = "had failed" if found.status == "Failed" else "was complete, but its result is gone"
+            print(f"TrainJob {self.name} {ended}: it is started anew, from its last checkpoint.", flush=True)
+            self._remove(self._stop_if_asked)
             found = None
         if found is not None:
             print(f"TrainJob {self.name} was started by an earlier attempt: waiting for it.", flush=True)
@@ -89,7 +94,7 @@ class ClusterJob:
         print(f"TrainJob {self.name} is started on {self._nodes} nodes.", flush=True)
 
     def state(self) -> JobState:
-        found = self._find()
+        found = self._find(self._stop_if_asked)
         if found is None:
             return JobState("failed", f"TrainJob {self.name} was deleted by someone else; run the step again to go on")
         if found.status == "Failed":
@@ -98,15 +103,25 @@ class ClusterJob:
             return JobState("completed")
         waiting = [step.name for step in found.steps if step.status == "Pending"]
         begun = sum(step.status in ("Running", "Succeeded", "Failed") for step in found.steps)
-        age = (datetime.now(UTC) - found.creation_timestamp).total_seconds()
-        if begun < self._nodes and age > self._placement.ready_seconds:
+        # Counted from when a node began to be missing, for one may be lost, and be replaced, long after the job's start.
+        if begun >= self._nodes:
+            self._missing_since = None
+            return JobState("running")
+        now = time.monotonic()
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since > self._placement.ready_seconds:
             reason = f"{self._nodes - begun} of {self._nodes} nodes ({', '.join(waiting) or 'without a pod'}) did not start in "
             reason += f"{self._placement.ready_seconds} s\n{self._events()}"
-            self.stop()
+            self._remove(self._stop_if_asked)
             return JobState("failed", reason)
         return JobState("running")
 
     def stop(self) -> None:
+        # Also what is done when the step was asked to stop: it must not give up because of that.
+        self._remove(_go_on)
+
+    def _remove(self, stop_if_asked: Callable[[], None]) -> None:
         def delete() -> None:
             try:
                 self._client.delete_job(self.name)
@@ -114,19 +129,20 @@ class ClusterJob:
                 if _status(error) != 404:
                     raise
 
-        _patiently(delete, f"TrainJob {self.name}")
+        _patiently(delete, f"TrainJob {self.name}", stop_if_asked)
         ends = time.monotonic() + _GONE_SECONDS
-        while self._find() is not None:
+        while self._find(stop_if_asked) is not None:
             if time.monotonic() > ends:
                 raise NotAvailable(f"TrainJob {self.name} is deleted but not gone: see what holds it (its finalizers)")
-            time.sleep(1)
+            _wait(1, stop_if_asked)
 
     def _create(self) -> None:
-        from kubeflow.trainer import CustomTrainerContainer
+        from kubeflow.trainer import CustomTrainerContainer, TrainerType
         from kubeflow.trainer.options.common import Name
         from kubeflow.trainer.options.kubernetes import ActiveDeadlineSeconds, Labels, TrainerCommand
 
-        runtime = self._placement.runtime or f"{self._trainer}-distributed"
+        own = f"{self._trainer}-distributed"
+        runtime, advice = self._placement.runtime or own, f"give one whose trainer can be replaced, such as {own}"
         resources: dict[str, Any] = {"cpu": self._placement.cpu, "memory": self._placement.memory}
         if self._device == "cuda":
             resources["gpu"] = 1
@@ -145,19 +161,30 @@ class ClusterJob:
         ]
 
         def create() -> None:
+            found = self._runtime(runtime, advice)
+            if found.trainer.trainer_type is not TrainerType.CUSTOM_TRAINER:
+                raise InvalidInput("cluster.runtime", runtime, f"it has a trainer of its own; {advice}")
             try:
-                self._client.train(runtime=runtime, trainer=trainer, options=options)
+                self._client.train(runtime=found, trainer=trainer, options=options)
             except RuntimeError as error:
-                if _status(error) == 404:
-                    raise NotAvailable(
-                        f"the cluster has no runtime {runtime}: install Kubeflow Trainer with its runtimes, or name another in "
-                        f"cluster.runtime ({error})"
-                    ) from error
                 # An answer that was lost, or another attempt of this very step: the job is there.
                 if _status(error) != 409:
                     raise
 
-        _patiently(create, f"TrainJob {self.name}")
+        _patiently(create, f"TrainJob {self.name}", self._stop_if_asked)
+
+    def _runtime(self, name: str, advice: str) -> Any:
+        try:
+            return self._client.get_runtime(name)
+        except RuntimeError as error:
+            if _status(error) == 404:
+                raise NotAvailable(
+                    f"the cluster has no runtime {name}: install Kubeflow Trainer with its runtimes, or name another in "
+                    f"cluster.runtime ({error})"
+                ) from error
+            if not _status(error) and not _unreached(error):
+                raise InvalidInput("cluster.runtime", name, f"{_reason(error)}; {advice}") from error
+            raise
 
     def _patch(self) -> Any:
         from kubeflow.trainer.options import kubernetes as patches
@@ -188,7 +215,7 @@ class ClusterJob:
             )
         )
 
-    def _find(self) -> Any:
+    def _find(self, stop_if_asked: Callable[[], None]) -> Any:
         """The job as the SDK shows it; None if there is none."""
 
         def get() -> Any:
@@ -199,7 +226,7 @@ class ClusterJob:
                     return None
                 raise
 
-        return _patiently(get, f"TrainJob {self.name}")
+        return _patiently(get, f"TrainJob {self.name}", stop_if_asked)
 
     def _why(self, found: Any) -> str:
         failed = [step for step in found.steps if step.status == "Failed"] or found.steps
@@ -207,7 +234,7 @@ class ClusterJob:
         for step in failed:
             try:
                 lines = list(self._client.get_job_logs(self.name, step=step.name))
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 lines = [f"(its log cannot be read: {error})"]
             parts += [f"[{step.name}] {line}" for line in lines[-_SHOWN_LINES:] or ["(it left no log)"]]
         return "\n".join([*parts, self._events()])
@@ -222,17 +249,32 @@ class ClusterJob:
 
 
 def _connect(namespace: str) -> Any:
-    from kubeflow.trainer import TrainerClient
+    from kubeflow.common.types import KubernetesBackendConfig
+    from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
     from kubernetes.config import ConfigException
 
-    from kubeflow.common.types import KubernetesBackendConfig  # isort: skip
+    class Backend(KubernetesBackend):
+        """What ``TrainerClient`` goes through, with a timeout for every request."""
 
-    # It warns of a ConfigMap that says nothing but a version.
-    logging.getLogger("kubeflow.trainer").setLevel(logging.ERROR)
+        def verify_backend(self) -> None:
+            # What it reads, without a timeout and in a namespace of others, is a version that it does nothing with.
+            _set_timeout(self.core_api.api_client.rest_client)
+
     try:
-        return TrainerClient(backend_config=KubernetesBackendConfig(namespace=namespace or None))
+        return Backend(KubernetesBackendConfig(namespace=namespace or None))
     except ConfigException as error:
         raise NotAvailable(f"there is no cluster: {error}. Set KUBECONFIG, or backend to local") from error
+
+
+def _set_timeout(http: Any) -> None:
+    """Lets no request of a client wait for ever, nor be repeated where nobody looks whether the step was asked to stop."""
+    request = http.request
+
+    def in_time(*arguments: Any, **options: Any) -> Any:
+        return request(*arguments, **{**options, "_request_timeout": options.get("_request_timeout") or _TIMEOUT_SECONDS})
+
+    http.request = in_time
+    http.pool_manager.connection_pool_kw["retries"] = 0
 
 
 def _label(name: str) -> str:
@@ -242,16 +284,28 @@ def _label(name: str) -> str:
 
 def _status(error: BaseException) -> int:
     """Status of the API's answer that an error of the SDK comes from; 0 if there was none."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(status := getattr(cause, "status", None), int):
-            return status
-        cause = cause.__cause__
-    return 0
+    return next((status for cause in _causes(error) if isinstance(status := getattr(cause, "status", None), int)), 0)
 
 
-def _patiently(call: Callable[[], Answer], what: str) -> Answer:
+def _go_on() -> None:
+    """For what is done whether or not the step was asked to stop."""
+
+
+def _wait(seconds: float, stop_if_asked: Callable[[], None]) -> None:
+    ends = time.monotonic() + seconds
+    stop_if_asked()
+    while (left := ends - time.monotonic()) > 0:
+        time.sleep(min(left, _LOOK_SECONDS))
+        stop_if_asked()
+
+
+def _patiently(call: Callable[[], Answer], what: str, stop_if_asked: Callable[[], None]) -> Answer:
     """What ``call`` gives; it is repeated for some minutes where the API server is busy or not to be reached.
+
+    Args:
+        call: asks the API server.
+        what: what it asks about.
+        stop_if_asked: raises in order to end the waiting.
 
     Raises:
         InvalidInput: the API server refuses the request as it is.
@@ -264,34 +318,44 @@ def _patiently(call: Callable[[], Answer], what: str) -> Answer:
     while True:
         try:
             return call()
-        except (RuntimeError, TimeoutError, HTTPError, OSError) as error:
-            if isinstance(error, NotAvailable):
-                raise
+        except ModelyardError:
+            raise
+        except (RuntimeError, HTTPError, OSError) as error:
             status = _status(error)
             if status in (401, 403):
                 raise NotAvailable(f"{what}: the cluster does not let this account in ({_reason(error)})") from error
             if status in (400, 422):
                 raise InvalidInput("cluster", what, f"Kubernetes refuses it: {_reason(error)}") from error
-            if (status and status not in _MAX_FAILURES) or time.monotonic() > ends:
+            if not (status in _PASSING or (not status and _unreached(error))) or time.monotonic() > ends:
                 raise NotAvailable(f"{what}: the API server does not answer as it should ({_reason(error)})") from error
-            time.sleep(max(_asked_to_wait(error), wait * (0.5 + random.random())))  # noqa: S311
+            _wait(max(_asked_to_wait(error), wait * (0.5 + random.random())), stop_if_asked)  # noqa: S311
             wait = min(wait * 2, 15)
 
 
-def _asked_to_wait(error: BaseException) -> float:
+def _unreached(error: BaseException) -> bool:
+    """Whether an error of the SDK comes from the connection, and not from what was answered or is done with it."""
+    from urllib3.exceptions import HTTPError
+
+    return any(isinstance(cause, (HTTPError, ConnectionError, TimeoutError)) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = error
     while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _asked_to_wait(error: BaseException) -> float:
+    for cause in _causes(error):
         headers = getattr(cause, "headers", None)
         if headers is not None:
             value = str(headers.get("Retry-After", ""))
             return min(float(value), 60) if value.isdigit() else 0
-        cause = cause.__cause__
     return 0
 
 
 def _reason(error: BaseException) -> str:
-    last = error
-    while last.__cause__ is not None:
-        last = last.__cause__
+    *_, last = _causes(error)
     body = getattr(last, "body", None)
     return f"{error}; {' '.join(str(body or last).split())[:500]}"

@@ -43,6 +43,10 @@ class JobFolder:
         """The path to read a file at, which is ``destination`` unless it is on this machine; None if there is none."""
         return uris.get_file(self.of(name), destination)
 
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        return uris.exists(self.of(name))
+
     def put_json(self, name: str, value: Any) -> None:
         """Writes JSON there, over what is there."""
         with tempfile.TemporaryDirectory(prefix="modelyard-") as aside:

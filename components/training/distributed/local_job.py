@@ -8,7 +8,6 @@ its cancelling waits for the job's next line of output.
 """
 
 import os
-import secrets
 import shutil
 import sys
 import tempfile
@@ -49,14 +48,12 @@ class LocalJob:
         trainer: ``xgboost`` or ``torch``.
         nodes: how many.
         folder: URI of the job's folder.
-        locks: folder of this machine for the lock that keeps the nodes going.
     """
 
-    def __init__(self, name: str, trainer: str, nodes: int, folder: str, locks: Path) -> None:
+    def __init__(self, name: str, trainer: str, nodes: int, folder: str) -> None:
         self.name = name
         self._command = (trainer, str(nodes))
         self._folder = folder
-        self._lock = locks / f"{name}-{secrets.token_hex(4)}.lock"
         self._held = ExitStack()
         self._client: Any = None
         self._id = ""
@@ -64,7 +61,9 @@ class LocalJob:
     def start(self) -> None:
         from kubeflow.trainer import CustomTrainer, LocalProcessBackendConfig, TrainerClient
 
-        self._held.enter_context(exclusive_lock(self._lock))
+        # What keeps the nodes going. Nobody else asks for it, and nothing of it is left.
+        lock = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="modelyard-lock-")), "lock")
+        self._held.enter_context(exclusive_lock(lock))
         self._client = TrainerClient(backend_config=LocalProcessBackendConfig())
         # The backend knows one runtime; only by its framework does it choose between torchrun and python.
         (runtime,) = self._client.list_runtimes()
@@ -78,7 +77,7 @@ class LocalJob:
                 "command": [
                     "modelyard.components.training.distributed.local_nodes",
                     self._folder,
-                    str(self._lock),
+                    str(lock),
                     *self._command,
                 ],
                 "environment": own,

@@ -141,22 +141,18 @@ def train_on_nodes(
     with training_session(plan) as session:
         key = session.checkpoint_uri.rsplit("/", 1)[1].removesuffix(_SUFFIX)
         folder = JobFolder(session.checkpoint_uri.removesuffix(_SUFFIX) + ".job")
-        job = _job(key, folder, work, backend, placement, model_name, parameters)
-        result = folder.get_json(RESULT)
-        if result is None:
+        job = _job(key, folder, work, backend, placement, model_name, parameters, session)
+        learned = _learned(folder, work.model_file)
+        if learned is None:
             _assign(folder, work, spec, train, validation, parameters)
             _run(session, job, folder, backend, parameters.timeout_seconds)
-            result = folder.get_json(RESULT)
-        if result is None:
+            learned = _learned(folder, work.model_file)
+        if learned is None:
             raise JobFailed(f"the job {job.name} ended well but left no model in {folder.uri}: run the step again")
+        result, content = learned
         session.plan = replace(plan, versions=result["versions"])
         session.run.describe({f"version_{name}": version for name, version in result["versions"].items()}, {}, {})
         session.history = result["history"]
-        with tempfile.TemporaryDirectory(prefix="modelyard-") as aside:
-            model = folder.get(MODEL, Path(aside, work.model_file))
-            if model is None:
-                raise JobFailed(f"the job {job.name} left no model in {folder.uri}: run the step again")
-            content = model.read_bytes()
         trained = session.deliver(
             destination=Path(destination),
             spec=spec,
@@ -167,8 +163,9 @@ def train_on_nodes(
             false_positive_cost=work.chosen.false_positive_cost,
             seed=work.chosen.seed,
         )
-        folder.remove(parameters.nodes)
+        # The job first: one that is complete and has no result would be in the way of whoever repeats the step.
         job.stop()
+        folder.remove(parameters.nodes)
         return trained
 
 
@@ -265,6 +262,7 @@ def _job(
     placement: NodePlacement,
     model_name: str,
     parameters: DistributedParameters,
+    session: Session,
 ) -> Job:
     # A pod's name is the job's and 12 characters, and must be one label of a host's name.
     name = f"modelyard-{key[:24]}"
@@ -280,12 +278,21 @@ def _job(
             model_name,
             placement,
             parameters.timeout_seconds,
+            lambda: session.stop_if_asked(dict),
         )
     from modelyard.components.training.distributed.local_job import LocalJob
 
-    locks = uris.local_path(folder.uri) or settings.home() / "checkpoints" / key
-    locks.mkdir(parents=True, exist_ok=True)
-    return LocalJob(name, parameters.trainer, parameters.nodes, folder.uri, locks)
+    return LocalJob(name, parameters.trainer, parameters.nodes, folder.uri)
+
+
+def _learned(folder: JobFolder, model_file: str) -> tuple[dict[str, Any], bytes] | None:
+    """What the nodes left: the result and the model; None if either is not there (any more)."""
+    result = folder.get_json(RESULT)
+    if result is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="modelyard-") as aside:
+        model = folder.get(MODEL, Path(aside, model_file))
+        return None if model is None else (result, model.read_bytes())
 
 
 def _assign(
@@ -296,11 +303,11 @@ def _assign(
     validation: LabelledRows,
     parameters: DistributedParameters,
 ) -> None:
-    """Divides the rows; the assignment, written last, says that all are there."""
-    if folder.get_json(ASSIGNMENT) is not None:
+    """Divides the rows; the assignment, written last, says that all were there, and a store's expiry may have taken some."""
+    names = [shard(rank) for rank in range(parameters.nodes)]
+    if folder.has(ASSIGNMENT) and all(folder.has(name) for name in (*names, VALIDATION)):
         return
     with tempfile.TemporaryDirectory(prefix="modelyard-") as aside:
-        names = [shard(rank) for rank in range(parameters.nodes)]
         write_shards(train, parameters.nodes, [Path(aside, name) for name in names])
         write_shards(validation, 1, [Path(aside, VALIDATION)])
         for name in (*names, VALIDATION):

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from modelyard.components.training.tabular_network import NetworkParameters, tra
 from tests.support.kfp_runner import run_component
 from tests.support.labelled_rows import labelled_frame, write_rows
 from tests.support.processes import processes_of
+from tests.support.waiting import until
 
 TREES = {
     "rounds": 30,
@@ -49,13 +49,6 @@ def few_values(tmp_path_factory):
         return write_rows(folder / name, frame)
 
     return write("train.parquet", 2001, 0), write("validation.parquet", 800, 1, day=5)
-
-
-def _until(condition, seconds=60):
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
 
 
 def test_the_step_learns_on_two_nodes_what_one_node_learns(few_values, home, tmp_path, runs):
@@ -128,13 +121,13 @@ def _interrupted(train, validation, destination, home, parameters):
     import threading
 
     def stop():
-        _until(lambda: list((home / "checkpoints").glob("*.job/checkpoint.npz")))
+        until(lambda: list((home / "checkpoints").glob("*.job/checkpoint.npz")))
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(Interrupted, match="run the same step again"):
         train_on_nodes(train, validation, destination, "fraud", parameters)
-    _until(lambda: len(processes_of(home)) == 0)
+    until(lambda: len(processes_of(home)) == 0)
 
 
 @pytest.mark.slow
@@ -145,10 +138,10 @@ def test_a_step_killed_at_any_moment_leaves_no_process_and_goes_on_to_the_same_b
     arguments = [str(rows.train), str(rows.validation), str(tmp_path / "model"), json.dumps(TREES)]
     for moment in ("*.job", "*.job/assignment.json", "*.job/checkpoint.npz", "*.job/result.json"):
         step = subprocess.Popen([sys.executable, "-c", _STEP, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _until(lambda moment=moment: list((home / "checkpoints").glob(moment)) or step.poll() is not None)
+        until(lambda moment=moment: list((home / "checkpoints").glob(moment)) or step.poll() is not None)
         step.kill()
         step.wait()
-        _until(lambda: processes_of(home) == [])
+        until(lambda: processes_of(home) == [])
     again = train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", DistributedParameters(parameters=TREES))
     assert again.digest == whole.digest
     assert [run.info.status for run in runs()] == ["FINISHED", "FINISHED"]
@@ -169,7 +162,7 @@ def test_a_node_that_fails_fails_the_step_with_its_log_and_nothing_goes_on(rows,
     assert not (tmp_path / "m").exists()
     assert Path.cwd() == directory
     assert os.environ["PATH"] == before["PATH"]
-    _until(lambda: processes_of(home) == [])
+    until(lambda: processes_of(home) == [])
 
 
 @pytest.mark.slow
@@ -180,7 +173,7 @@ def test_nothing_listens_beyond_loopback(rows, home, tmp_path):
     found = []
 
     def look():
-        _until(lambda: list((home / "checkpoints").glob("*.job/checkpoint.npz")))
+        until(lambda: list((home / "checkpoints").glob("*.job/checkpoint.npz")))
         for pid in processes_of(home):
             for line in subprocess.run(["ss", "-ltnpH"], check=True, capture_output=True, text=True).stdout.splitlines():
                 if f"pid={pid}," in line:

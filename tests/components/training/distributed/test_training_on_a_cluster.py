@@ -3,7 +3,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -12,12 +12,16 @@ import pytest
 from modelyard.components.artifacts.digest import model_digest
 from modelyard.components.artifacts.scoring import load_scorer
 from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.storage import uris
 from modelyard.components.training.distributed import training
+from modelyard.components.training.distributed.cluster_job import ClusterJob
 from modelyard.components.training.distributed.job import JobFailed
+from modelyard.components.training.distributed.job_folder import JobFolder
 from modelyard.components.training.distributed.training import DistributedParameters, train_on_nodes
 from tests.services.fixtures import rclone_s3  # noqa: F401
 from tests.support.fake_trainer import FakeTrainer
 from tests.support.trainer_pods import TrainerPods
+from tests.support.waiting import until
 
 TREES = {"rounds": 6, "early_stopping_rounds": 0, "subsample": 0.7, "threads": 1, "checkpoint_rounds": 2}
 
@@ -49,13 +53,6 @@ def cluster(tmp_path, monkeypatch, rclone_s3):  # noqa: F811
 def _parameters(tmp_path, **changes) -> DistributedParameters:
     told = {"parameters": TREES, "backend": "kubernetes", "checkpoint_uri": f"s3://bucket/{tmp_path.name}"}
     return DistributedParameters(**{**told, **changes})
-
-
-def _until(condition, seconds=60):
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
 
 
 def _step(rows, folder: Path, parameters: DistributedParameters) -> "subprocess.Popen[str]":
@@ -93,6 +90,54 @@ def test_rows_and_result_go_through_the_object_store_and_nothing_is_left_there(r
     assert _stored(cluster, tmp_path) == []
 
 
+class Killed(BaseException):
+    """Stands for the end of the process: nothing after it is done."""
+
+
+@contextmanager
+def _killed_at(owner, verb):
+    """The step dies before it does ``verb`` of the job or of its folder."""
+
+    def die(*_):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, verb, die)
+        with pytest.raises(Killed):
+            yield
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("owner", "verb"), [(ClusterJob, "stop"), (JobFolder, "remove")])
+def test_a_step_that_dies_after_its_model_is_written_is_repeated_without_a_new_training(
+    rows, home, tmp_path, cluster, owner, verb
+):
+    parameters = _parameters(tmp_path)
+    with _killed_at(owner, verb):
+        train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
+    # A job without its result would be waited for by every repeat, and give none of them a model.
+    assert not cluster.api.jobs or any(path.name == "result.json" for path in _stored(cluster, tmp_path))
+    again = train_on_nodes(rows.train, rows.validation, tmp_path / "again", "fraud", parameters)
+    assert again.digest == model_digest(tmp_path / "model")
+    assert len(cluster.processes) == 1
+    assert cluster.api.jobs == {}
+    assert _stored(cluster, tmp_path) == []
+
+
+@pytest.mark.server
+def test_what_the_store_let_expire_is_made_anew(rows, home, tmp_path, cluster):
+    parameters = _parameters(tmp_path)
+    with _killed_at(ClusterJob, "stop"):
+        train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
+    for path in _stored(cluster, tmp_path):
+        if path.name in ("model", "rows-0001.parquet"):
+            uris.remove(f"s3://bucket/{path.relative_to(cluster.store)}")
+    again = train_on_nodes(rows.train, rows.validation, tmp_path / "again", "fraud", parameters)
+    assert again.digest == model_digest(tmp_path / "model")
+    assert len(cluster.processes) == 2
+    assert _stored(cluster, tmp_path) == []
+
+
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.torch
@@ -111,7 +156,7 @@ def test_a_network_is_learned_on_a_cluster(rows, home, tmp_path, cluster):
 def test_a_step_that_is_killed_finds_its_job_again(rows, home, tmp_path, runs, cluster):
     parameters = _parameters(tmp_path, parameters=LONG)
     first = _step(rows, tmp_path / "model", parameters)
-    _until(lambda: cluster.processes)
+    until(lambda: cluster.processes)
     cluster.signal(signal.SIGSTOP)
     first.kill()
     first.wait()
@@ -131,7 +176,7 @@ def test_a_cancelled_step_deletes_its_job_and_the_next_goes_on_to_the_same_bytes
     parameters = _parameters(tmp_path, parameters=LONG)
     step = _step(rows, tmp_path / "model", parameters)
     # Its last round is far when its first checkpoint is there.
-    _until(lambda: any(path.name == "checkpoint.npz" for path in _stored(cluster, tmp_path)))
+    until(lambda: any(path.name == "checkpoint.npz" for path in _stored(cluster, tmp_path)))
     cluster.signal(signal.SIGSTOP)
     step.send_signal(signal.SIGTERM)
     output = step.communicate(timeout=120)[0]
@@ -164,6 +209,14 @@ def test_a_node_that_is_lost_fails_the_step_and_the_next_goes_on(rows, home, tmp
     train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
     (run,) = runs()
     assert run.info.status == "FINISHED"
+
+
+@pytest.mark.server
+def test_nodes_of_this_machine_leave_nothing_of_a_training_whose_rows_are_elsewhere(rows, home, tmp_path, cluster):
+    parameters = _parameters(tmp_path, backend="local")
+    train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", parameters)
+    assert _stored(cluster, tmp_path) == []
+    assert not (home / "checkpoints").exists() or list((home / "checkpoints").iterdir()) == []
 
 
 def test_a_folder_cannot_be_shared_with_other_machines(rows, home, tmp_path):
