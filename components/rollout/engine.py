@@ -1,15 +1,15 @@
 """The rollout itself, written once above the verbs of a serving target: start the canary, raise its share, look, decide.
 
 At each step below 100 % both arms serve side by side and are compared (``evidence``). Under them lies a floor that needs no
-comparison: the canary is refused or not ready, fails a golden row, or fails in a burst. What a look finds is written down
-before the next one, so a rollout that was killed goes on where it stood: same evidence, same counts, same step.
+comparison: the canary is refused or dies, fails a golden row, or fails in a burst. What a look finds is written down before the
+next one, so a rollout that was killed goes on where it stood: same evidence, same counts, same step.
 
 | what happens | decision | then |
 |---|---|---|
 | every step lasted its time, saw its requests, and no test failed | pass | champion in the registry, then all the traffic |
 | a test or the floor decides against the canary | fail | traffic back at once, then sent back in the registry |
 | a step did not see its requests by its deadline | inconclusive | traffic back; it stays the challenger and may try again |
-| it was not ready in time, though nothing speaks against it | inconclusive | the same |
+| it was not ready for too long, though nothing speaks against it | inconclusive | the same |
 | somebody else changed what is served | inconclusive | the canary is taken away if it is still there |
 
 Without a version in charge there is nothing to compare with: the first version gets all the traffic at once, and only the
@@ -293,7 +293,8 @@ class Rollout:
         if arm is None:
             raise _Decided(INCONCLUSIVE, "the canary was taken away while it was starting")
         if not arm.ready:
-            raise _Decided(FAIL, f"version {self._candidate.version} did not become ready: {arm.reason or 'no reason given'}")
+            reason = f"version {self._candidate.version} did not become ready: {arm.reason or 'no reason given'}"
+            raise _Decided(FAIL if arm.failed else INCONCLUSIVE, reason)
         try:
             fault = self._replay(arm, self._name, self._view.candidate.directory)
         except NotAvailable as error:
@@ -348,15 +349,14 @@ class Rollout:
                 if self._clock() - began >= self._plan.limits.ready_grace_seconds:
                     raise
                 self._sleep(self._plan.look_seconds)
-        waited = 0.0
+        began = self._clock()
         while True:
             arm = self._target.state(self._name).canary
             if arm is None or not _serves(arm, model.digest):
                 return None
-            if arm.ready or arm.failed or waited >= self._plan.limits.ready_grace_seconds:
+            if arm.ready or arm.failed or self._clock() - began >= self._plan.limits.ready_grace_seconds:
                 return arm
             self._sleep(self._plan.look_seconds)
-            waited += self._plan.look_seconds
 
     # Watch
 
@@ -430,15 +430,15 @@ class Rollout:
 
     def _insist(self, verb: Callable[[], _T]) -> _T:
         """Does it, again and again while the target does not obey, for as long as a canary may be not ready."""
-        waited = 0.0
+        began = self._clock()
         while True:
             try:
                 return verb()
             except NotAvailable:
-                if waited >= self._plan.limits.ready_grace_seconds:
+                # A verb may have waited for longer than that itself.
+                if self._clock() - began >= self._plan.limits.ready_grace_seconds:
                     raise
                 self._sleep(self._plan.look_seconds)
-                waited += self._plan.look_seconds
 
     def _differs(self, canary: Arm, shares: tuple[dict[str, Any], ...]) -> bool:
         """Whether somebody gave the canary another share. One that is not ready may have none, and the only version has all."""
@@ -516,6 +516,10 @@ class Rollout:
         self._say(step, seen)
         if reasons:
             raise _Decided(FAIL, *reasons)
+        if progress.unready > self._plan.limits.ready_grace_seconds:
+            # That need not be the version's doing: a node may have gone, and no other have room.
+            reason = f"has not been ready for {progress.unready:.0f} s: {canary.reason or 'no reason given'}"
+            raise _Decided(INCONCLUSIVE, f"version {progress.version} {reason}")
         return self._is_done(step)
 
     def _take_in(self, step: Step, counts: ArmCounts) -> dict[str, Increment]:
@@ -564,10 +568,6 @@ class Rollout:
         if canary.failed:
             reasons.append(self._failure(canary))
         progress.unready = 0.0 if canary.ready else progress.unready + elapsed
-        if not canary.ready and not canary.failed and progress.unready > self._plan.limits.ready_grace_seconds:
-            reasons.append(
-                f"version {progress.version} has not been ready for {progress.unready:.0f} s: {canary.reason or 'no reason'}"
-            )
         if progress.restarts > _MOST_RESTARTS:
             reasons.append(f"version {progress.version}: its predictor restarted {progress.restarts} times")
         for arm, found in seen.items():

@@ -9,7 +9,7 @@
 | ``max_rejected_ratio`` | 1.0 | the same for rejected requests (4xx) |
 | ``max_latency_ratio`` | 2.0 | allowed latency, as a multiple of the stable version's; rounded up to a power of √2 |
 | ``score_tolerance`` | 0.1 | shift of the scores allowed beyond the one between the two models' reference samples, 0 to 1 |
-| ``ready_grace_seconds`` | 30 | how long the canary may be not ready, or the target not reached, before that decides |
+| ``ready_grace_seconds`` | 30 | how long the canary may be not ready, or the target not reached, before the trial ends |
 
 ``alpha`` holds if requests are dealt out at random. Where callers send ``x-modelyard-key``, all requests of a caller go to one
 version, and one caller that is always refused makes false alarms more frequent, or hides a worse version: allow a larger

@@ -162,7 +162,7 @@ def test_a_version_that_is_back_in_a_moment_is_waited_for_before_it_begins(trial
     assert at.run().decision == "pass"
 
 
-@pytest.mark.parametrize(("seconds", "decision"), [(20, "pass"), (60, "fail")])
+@pytest.mark.parametrize(("seconds", "decision"), [(20, "pass"), (60, "inconclusive")])
 def test_a_version_may_be_not_ready_for_a_moment_only(trial, seconds, decision):
     at = trial(rate=2.0)
     at.time.after(65, lambda: setattr(at.target.canary, "ready", False))
@@ -734,12 +734,40 @@ def test_a_version_that_loses_its_traffic_while_it_is_not_ready_was_not_changed_
     assert done.decision == "pass"
 
 
-def test_a_version_that_is_not_back_in_time_is_rolled_back(trial):
+def test_a_version_that_is_not_back_in_time_is_rolled_back_and_may_be_tried_again(trial):
     at = trial()
     lose_its_node(at, 400)
     done = at.run(limits={"ready_grace_seconds": 300})
-    assert (done.decision, done.outcome) == ("fail", "rolled_back")
+    assert (done.decision, done.outcome) == ("inconclusive", "rolled_back")
     assert "has not been ready for" in done.reasons[0]
+    assert (named()["challenger"], rejected()) == ("3", "")
+
+
+def test_a_verb_that_waits_in_vain_for_long_is_not_repeated_for_hours(trial):
+    at = trial()
+
+    def wait_in_vain(*arguments):
+        at.time.sleep(900)
+        raise NotAvailable("waited 900 s in vain")
+
+    at.target.promote = wait_in_vain
+    with pytest.raises(NotAvailable, match="in vain"):
+        at.run(**SHORT)
+    assert at.time() - 1_000_000.0 < 2000
+
+
+def test_a_version_that_says_neither_that_it_is_ready_nor_that_it_failed_may_be_tried_again(trial):
+    at = trial()
+    work = at.target.start_canary
+
+    def be_slow(*arguments):
+        work(*arguments)
+        at.target.canary.ready, at.target.canary.reason = False, "it is fetching the model"
+
+    at.target.start_canary = be_slow
+    done = at.run(**SHORT)
+    assert (done.decision, done.outcome, rejected()) == ("inconclusive", "rolled_back", "")
+    assert "it is fetching the model" in done.reasons[0]
 
 
 def test_the_only_version_may_have_all_the_traffic_before_it_is_asked_to(trial):
