@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modelyard.components import termination
+from modelyard.components import lean_imports, termination
 from modelyard.components.initializer.__main__ import main
 from modelyard.components.initializer.asked_for import AskedFor
 from modelyard.components.publishing.publishing import publish_model
@@ -92,6 +92,8 @@ def run(released, tmp_path, monkeypatch, capsys) -> Iterator[Callable[..., Outco
     message = tmp_path / "termination-log"
     monkeypatch.setattr(termination, "TERMINATION_LOG", message)
     handler = signal.getsignal(signal.SIGTERM)
+    # This process is not the initializer's afterwards.
+    monkeypatch.setattr(lean_imports, "_own_process", False)
 
     def run(source: str, destination: Path) -> Outcome:
         message.write_text("")

@@ -82,7 +82,7 @@ def test_a_release_from_the_first_version_to_a_rollback_loses_no_request(new_yar
         assert traffic.answered["3"] <= third + 3
         assert traffic.answered["2"] <= second + 3
         ones = target.counts("fraud").stable.answered
-        until(lambda: traffic.answered["1"] > ones)
+        until(lambda: target.counts("fraud").stable.answered > ones)
     assert not traffic.failed
     assert not traffic.wrong
     counts = target.counts("fraud").stable

@@ -1,5 +1,7 @@
 import builtins
 import errno
+import importlib.metadata
+import importlib.util
 import json
 import shutil
 
@@ -7,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from modelyard.components.artifacts.digest import model_digest
 from modelyard.components.artifacts.model import read_spec, write_spec
@@ -16,6 +17,19 @@ from modelyard.components.errors import InvalidInput, NotAvailable, Verification
 from modelyard.components.serving.triton import repository
 from modelyard.components.serving.triton.repository import write_repository
 from tests.components.serving.triton.models import COUNTRIES, network, trees
+
+
+def _configurations():
+    """Triton's own messages of a configuration. Alone: the package's other messages have the names of KServe's."""
+    files = importlib.metadata.files("tritonclient") or []
+    (path,) = [file.locate() for file in files if file.match("grpc/model_config_pb2.py")]
+    specification = importlib.util.spec_from_file_location("model_config_pb2", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+CONFIGURATIONS = _configurations()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +44,7 @@ def network_model(tmp_path_factory):
 
 
 def _config(folder):
-    return text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig())
+    return text_format.Parse((folder / "config.pbtxt").read_text(), CONFIGURATIONS.ModelConfig())
 
 
 def _files(folder):
@@ -45,10 +59,10 @@ def test_trees_are_configured_for_fil_and_copied_as_they_were_signed(trees_model
     config = _config(folder)
     assert (config.name, config.backend, config.max_batch_size) == ("fraud", "fil", 50_000)
     assert [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in config.input] == [
-        ("input__0", DataType.TYPE_FP32, [3])
+        ("input__0", CONFIGURATIONS.DataType.TYPE_FP32, [3])
     ]
     assert [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in config.output] == [
-        ("output__0", DataType.TYPE_FP32, [1])
+        ("output__0", CONFIGURATIONS.DataType.TYPE_FP32, [1])
     ]
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     parameters.pop("modelyard")
