@@ -73,6 +73,7 @@ def _kill_and_rerun(kills, tmp_path, parameters, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="it finds orphans in /proc, which this system lacks")
+@pytest.mark.slow
 def test_a_release_killed_at_a_random_moment_is_whole_after_a_rerun(tmp_path, request_for, monkeypatch):
     _kill_and_rerun(1, tmp_path, request_for(), monkeypatch)
 

@@ -89,6 +89,7 @@ def test_a_malformed_request_fails_in_the_first_step_and_names_the_parameter(rel
     assert field.removesuffix("s") in result.tail
 
 
+@pytest.mark.slow
 def test_a_promotion_can_be_left_to_a_person(release, tmp_path):
     result = release(target="none")
     assert (result.decision, result.outputs["outcome"]) == ("pass", "registered")
@@ -105,6 +106,7 @@ def test_a_gpu_that_is_not_there_is_an_error(release):
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_a_network_is_released_by_the_same_pipeline(release):
     pytest.importorskip("torch", reason="the torch extra is not installed")
     result = release(trainer="torch", training_parameters={"epochs": 3})

@@ -238,6 +238,7 @@ def scratch(tmp_path, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_quick_run_compares_and_writes_what_was_asked_for(tmp_path, scratch, capsys):
     status, report, table = _benchmark(tmp_path, "--only", "sign", "--only", "bootstrap", "--only", "simulate")
     assert status == cli.OK

@@ -158,6 +158,7 @@ def assert_equal_answers(repos, rows, tmp_path, **changes):
 
 
 @needs_spark
+@pytest.mark.slow
 def test_every_answer_is_that_of_the_same_files_without_spark(spark, repos, tmp_path):
     sources, rows = simulated(1, 300, TWICE - TTL)
     fill(repos, **sources)

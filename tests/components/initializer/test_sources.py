@@ -94,6 +94,7 @@ def test_what_lies_on_a_disk_that_the_pod_does_not_have_is_refused(registered, r
     assert f"MLflow keeps it at {released[0].directory}, where this pod cannot read" in outcome.error
 
 
+@pytest.mark.slow
 def test_an_mlflow_that_does_not_answer_is_named(asked, run, destination, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     for source in ("models:/fraud/1", "runs:/0123/model", "mlflow-artifacts:/1/model"):

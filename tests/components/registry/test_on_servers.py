@@ -90,6 +90,7 @@ def test_a_store_that_is_down_is_an_error(rclone_s3, release, tmp_path, monkeypa
         fetch_champion("fraud", tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_on_postgresql_and_s3_two_releases_follow_each_other_and_rivals_cannot_both_win(
     mlflow_server,  # noqa: F811
     rclone_s3,  # noqa: F811

@@ -13,6 +13,7 @@ REGISTER = (
 )
 
 
+@pytest.mark.slow
 def test_offline_the_metrics_of_a_run_are_written_to_the_home(release, home, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = client().create_run(client().create_experiment("x")).info.run_id

@@ -79,6 +79,7 @@ def pod(rows, home, store, tmp_path):
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_a_training_goes_on_in_another_pod_to_the_same_bytes_in_the_same_run(pod, digest, store, runs):
     # Killed before the first checkpoint, told to stop between two, killed after that.
     assert pod(signal.SIGKILL, 2).returncode == -signal.SIGKILL

@@ -120,7 +120,7 @@ def looks(steps, *, since):
     cluster = Cluster(since=since)
     for pod in "ab":
         cluster.do("add", pod, "", 0, 0)
-    arm, taken = ArmCount(ORIGIN), 0.0
+    arm, taken = ArmCount(ORIGIN, dated=since), 0.0
     for step in [*steps, ("look", "", "", 0, 0)]:
         cluster.do(*step)
         if step[0] == "look":
@@ -161,8 +161,8 @@ def series(value_by_time, **labels):
     )
 
 
-def answered(*looks_, apart=False):
-    arm = ArmCount(0.0, apart=apart)
+def answered(*looks_, apart=False, dated=False):
+    arm = ArmCount(0.0, apart=apart, dated=dated)
     for found in looks_:
         arm.take(scrapes(found, meaning))
         yield arm.counts(STABLE, "").answered
@@ -189,6 +189,52 @@ def test_a_pair_of_prometheuses_behind_one_address_counts_nothing_twice_though_t
     assert list(answered(*looks_)) == [6, 8]
 
 
+def test_a_scrape_that_is_seen_in_part_counts_nothing_twice_where_replicas_say_since_when_they_count():
+    whole = [(1, 2000), (2, 2010), (3, 2020)]
+
+    def told(*times):
+        return Series(
+            {"__name__": "modelyard_counting_since_seconds", "instance": "x"}, tuple((float(at), 0.5) for at in times)
+        )
+
+    def rest(samples):
+        return series(samples, instance="x")
+
+    expected = [10, 20]
+    assert list(answered([rest(whole[:2]), told(1, 2)], [rest(whole), told(1, 2, 3)], dated=True)) == expected
+    # The start is missing, once for good and once for a moment; then the first scrape's.
+    assert list(answered([rest(whole[:2]), told(1)], [rest(whole), told(1, 3)], dated=True)) == [0, 20]
+    assert list(answered([rest(whole[:2]), told(1)], [rest(whole), told(1, 2, 3)], dated=True)) == [0, 20]
+    assert list(answered([rest(whole[:1])], [rest(whole), told(1, 2, 3)], dated=True)) == [0, 20]
+    # The counter is missing.
+    assert list(answered([rest(whole[:1]), told(1, 2)], [rest([whole[0], whole[2]]), told(1, 2, 3)], dated=True)) == [0, 20]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_newest_scrape_counts_nothing_twice_if_it_is_seen_in_part_where_no_start_is_told(apart):
+    def of(status, *samples):
+        return series(samples, instance="x", status=status)
+
+    good, bad = [(1, 2000), (2, 2010), (3, 2020), (4, 2030)], [(1, 7), (2, 8), (3, 9), (4, 10)]
+    whole = [of("200", *good[:3]), of("500", *bad[:3])]
+    # The very first, and a later one; whole at the next look, when another one may have come.
+    for seen in (0, 2):
+        in_part = [of("200", *good[:seen]), of("500", *bad[: seen + 1])]
+        last = [of("200", *good), of("500", *bad)]
+        assert list(answered(in_part, whole, last, apart=apart))[1:] == [20, 30]
+
+
+def test_a_scrape_that_stays_in_part_between_two_whole_ones_is_no_restart():
+    found = [series([(1, 2000), (3, 2020)], instance="x"), series([(1, 7), (2, 8), (3, 9)], instance="x", status="500")]
+    assert list(answered(found)) == [20]
+
+
+def test_a_counter_that_stays_away_began_anew_with_all_the_others():
+    # It was restarted, and had more than before when it was scraped again.
+    found = [series([(1, 5), (2, 9), (3, 11)], instance="x"), series([(1, 7)], instance="x", status="500")]
+    assert list(answered(found)) == [9 + 2]
+
+
 def test_pods_of_two_namespaces_and_addresses_without_a_pod_are_replicas_of_their_own():
     found = [
         series([(1, 1), (2, 2)], pod="a", namespace="shop", instance="x:1"),
@@ -206,8 +252,8 @@ def test_a_counter_that_is_dropped_and_begun_anew_counts_alone_where_counters_ma
     # The first is dropped between its samples; the other goes on. The first comes back beyond what it had.
     found = [of("200", (1, 5), (2, 6), (4, 9)), of("201", (1, 100), (2, 101), (3, 102), (4, 103))]
     assert list(answered(found, apart=True)) == [1 + 9 + 3]
-    # Where all begin anew together, it is as if the whole replica had.
-    assert list(answered(found)) == [1 + 1 + 102 + 9 + 1]
+    # Where all begin anew together, it was only not seen.
+    assert list(answered(found)) == [9 - 5 + 103 - 100]
 
 
 @given(

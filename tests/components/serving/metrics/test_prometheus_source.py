@@ -111,6 +111,7 @@ def own_prometheus(tmp_path):
         pod.exposition.close()
 
 
+@pytest.mark.slow
 def test_what_went_while_prometheus_was_away_or_forgot_is_told_from_what_runs(own_prometheus, arms, monkeypatch):
     server, *pods = own_prometheus
     stable, canary = (Replica(pod, arm) for pod, arm in zip(pods, arms))

@@ -111,6 +111,7 @@ def _together(proxy: Counts | None, predictor: Counts | None) -> Counts | None:
 
 
 @needs_prometheus
+@pytest.mark.slow
 def test_a_whole_canary_is_judged_by_prometheus_though_it_is_killed_in_the_middle(laptop, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("MODELYARD_SERVING_PORT", str(port := free_port()))
     folders = {number: Path(laptop.versions[number].uri) for number in ("1", "3")}
