@@ -29,7 +29,9 @@ class Job(Protocol):
     name: str
 
     def start(self) -> None:
-        """Starts the job, or finds it as an earlier attempt of the same step left it; one that had failed is started anew.
+        """Starts the job, or finds it as an earlier attempt of the same step left it; one that has ended is started anew.
+
+        To be called only where there is no result: a job that ended well then lost it.
 
         Raises:
             InvalidInput: the job as described cannot be.
