@@ -6,7 +6,9 @@ revision that had all the traffic last gets the rest; without one, the latest th
 - a version on trial is written together with 0 %;
 - the percentage goes only when the latest revision is ready and is the one that is meant: else another would get everything;
 - a version that is sent back is not left in the predictor: with 0 % still in force the version in charge is written there
-  again, and the percentage goes when that is ready.
+  again, and the percentage goes when that is ready;
+- before a trial the version in charge is made again, unless it is also the revision that was rolled out before: KServe goes
+  back to that one if the 0 % reaches the route before the version on trial is a revision.
 
 The very first version gets all the traffic as soon as it is ready, whatever is asked: KServe has no other way.
 At 100 % KServe counts a version as rolled out, before it is promoted: what says that it is on trial still, is that the
@@ -14,6 +16,7 @@ percentage stands there, and the notes.
 
 | killed after | then |
 |---|---|
+| the version in charge is made again | it serves all the time; the next call goes on |
 | the version is on trial, at 0 % | it gets nothing; the next call waits for it |
 | the share is changed | it comes into force by itself; the next call waits for it |
 | the percentage is taken away, before the notes | the cluster says which one is in charge; the notes follow |
@@ -21,7 +24,7 @@ percentage stands there, and the notes.
 | the version in charge is written again, at 0 % | the revision that served goes on serving; the next call goes on |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,7 +35,7 @@ from modelyard.components.serving.kserve.api import REVISION, Object
 from modelyard.components.serving.kserve.names import ATTEMPT, identity, layout
 from modelyard.components.serving.kserve.notes import Memory, Version
 from modelyard.components.serving.kserve.placement import KNATIVE
-from modelyard.components.serving.kserve.pods import is_ready, trouble
+from modelyard.components.serving.kserve.pods import crashes, is_ready, living, trouble
 from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, model_of
 from modelyard.components.serving.target import Arm, ServedModel, TargetChanged
 
@@ -56,7 +59,7 @@ class KnativeMode:
         if memory.stable is None and memory.canary is not None and memory.canary.digest == newest.digest:
             # A first version is on trial alone, and gets all there is: what it is told is only written down.
             share = memory.share if now.share(newest.digest) else 0
-            return Seen(canary=self._arm(now, newest, now.created, share, memory))
+            return Seen(canary=self._latest_arm(now, share, memory))
         in_charge = self._in_charge(now, memory)
         if in_charge is None:
             return Seen(self._arm(now, newest, now.created, now.share(newest.digest), memory))
@@ -64,7 +67,7 @@ class KnativeMode:
         stable = self._arm(now, now.model(in_charge), in_charge, now.share(digest), memory)
         if digest == newest.digest:
             return Seen(stable, settled=now.percent is None)
-        canary = self._arm(now, newest, now.created, now.share(newest.digest), memory)
+        canary = self._latest_arm(now, now.share(newest.digest), memory)
         if canary.arm.ready and not canary.arm.url:
             # Knative's route has not come to it yet, so nobody can ask it anything.
             canary = replace(canary, arm=replace(canary.arm, ready=False, reason="its address is being made"))
@@ -79,22 +82,54 @@ class KnativeMode:
             return before if before and memory.stable and now.digest(before) == memory.stable.digest else rolled_out
         return rolled_out
 
-    def start(self, version: Version, memory: Memory) -> None:
-        """Puts a version on trial, without traffic; or makes the service with it."""
+    def start(self, version: Version, memory: Memory, over: str = "") -> None:
+        """Puts a version on trial, without traffic; or makes the service with it.
+
+        Args:
+            version: what comes on trial.
+            memory: the notes, in which it is on trial already.
+            over: digest of the version on trial that made room for it.
+        """
+        self._make_again(memory)
 
         def decide(live: Object | None) -> Object | None:
-            if live is None:
+            if live is None and memory.stable is None:
                 return self._manifest(version, None)
-            now = _Now(self._service, live)
+            now = self._now(live)
             if now.newest.digest == version.digest:
                 return None
-            if self._in_charge(now, memory) is None:
+            in_charge = self._in_charge(now, memory)
+            if in_charge is None:
                 raise NotAvailable(f"version {now.newest.version}, which is in charge, has not been ready yet: try again then")
-            if memory.canary is None or memory.stable is None or now.percent not in (None, 0):
+            stable = memory.stable.digest if memory.stable else ""
+            if now.digest(in_charge) != stable or now.newest.digest not in (stable, over) or now.percent not in (None, 0):
                 raise TargetChanged(f"somebody else changed the versions of {self._service.model_name!r} meanwhile")
             return self._manifest(version, 0)
 
         self._service.edit(decide)
+
+    def _make_again(self, memory: Memory) -> None:
+        """Makes another revision of the version in charge, if KServe could go back to a revision of another version."""
+        stable = memory.stable
+        if stable is None:
+            return
+
+        def could_go_elsewhere(now: _Now) -> bool:
+            before = now.component.get("previousRolledoutRevision", "")
+            return bool(before) and now.digest(before) != stable.digest
+
+        def decide(live: Object | None) -> Object | None:
+            now = self._now(live)
+            alone = now.newest.digest == stable.digest and now.percent is None
+            return self._manifest(stable, None, live, again=True) if alone and could_go_elsewhere(now) else None
+
+        def done(now: _Now) -> bool:
+            # One that made room is never the one that was rolled out last; somebody else's is refused right after this.
+            return now.newest.digest != stable.digest or now.percent is not None or not could_go_elsewhere(now)
+
+        self._service.edit(decide)
+        what = f"version {stable.model.version}, which is in charge, to run as a revision that KServe can go back to"
+        self._wait(done, what, self._service.ready_seconds, stable.digest)
 
     def replicas(self, memory: Memory, version: Version) -> int:
         """Knative scales each revision by itself."""
@@ -199,7 +234,7 @@ class KnativeMode:
                 raise TargetChanged(f"somebody else put version {now.newest.version} of {self._service.model_name!r} there")
             if now.is_latest(version.digest):
                 return True
-            why, failed = self._trouble(version.digest)
+            why, failed = self._trouble(now, version.digest)
             if failed:
                 raise NotAvailable(f"version {version.model.version} cannot get traffic: {why}")
             return False
@@ -214,7 +249,8 @@ class KnativeMode:
 
     def _wait(self, so: "Callable[[_Now], bool]", what: str, seconds: float = 0.0, digest: str = "") -> None:
         def why() -> str:
-            return (self._trouble(digest)[0] if digest else "") or _told(self._service.live())
+            live = self._service.live()
+            return (self._trouble(_Now(self._service, live), digest)[0] if digest and live else "") or _told(live)
 
         self._service.wait(lambda: so(self._now(self._service.live())), what, seconds or self._service.obey_seconds, why)
 
@@ -232,15 +268,29 @@ class KnativeMode:
                 wanted["spec"]["predictor"]["annotations"][ATTEMPT] = str(attempt)
         return wanted
 
-    def _trouble(self, digest: str) -> tuple[str, bool]:
-        return trouble(self._service.pods(digest))
+    def _trouble(self, now: "_Now", digest: str) -> tuple[str, bool]:
+        """Why the latest revision is not ready, if it is of this version."""
+        if now.digest(now.created) != digest:
+            return "", False
+        return trouble(self._pods(now, now.created))
+
+    def _pods(self, now: "_Now", revision: str) -> list[Mapping[str, Any]]:
+        pods = living(self._service.pods(now.digest(revision)))
+        return [pod for pod in pods if pod["metadata"]["labels"].get(_REVISION_LABEL) == revision]
+
+    def _latest_arm(self, now: "_Now", share: int, memory: Memory) -> SeenArm:
+        """The latest revision; it has failed also if it is ready now and then."""
+        seen = self._arm(now, now.newest, now.created, share, memory)
+        if now.digest(now.created) != now.newest.digest or not (why := crashes(self._pods(now, now.created))):
+            return seen
+        return replace(seen, arm=replace(seen.arm, ready=False, failed=True, reason=why, url=""))
 
     def _arm(self, now: "_Now", model: ServedModel, revision: str, share: int, memory: Memory) -> SeenArm:
         known = memory.find(model.digest)
         model = known.model if known else model
         if now.digest(revision) != model.digest:
             return SeenArm(Arm(model, share, ready=False, reason="its revision is being made"))
-        pods = [pod for pod in self._service.pods(model.digest) if pod["metadata"]["labels"].get(_REVISION_LABEL) == revision]
+        pods = self._pods(now, revision)
         # One that gets nothing may have no pods, and is ready all the same.
         ready = now.is_ready(revision) and (not pods or any(is_ready(pod) for pod in pods))
         reason, failed = ("", False) if ready else trouble(pods)
@@ -293,8 +343,15 @@ class _Now:
         condition = self._condition(revision)
         told = condition.get("message") or condition.get("reason")
         if self.is_given_up(revision):
-            return f"Knative gave it up: {told or 'no reason given'}", True
+            return f"Knative gave it up: {told or 'no reason given'}{self._last_failure(revision)}", True
         return told or "it is being started", False
+
+    def _last_failure(self, revision: str) -> str:
+        """What KServe saw last in a pod, which may be gone; it does not say of which version, so only of the latest."""
+        of_model = (self._live.get("status") or {}).get("modelStatus") or {}
+        told = str((of_model.get("lastFailureInfo") or {}).get("message") or "").strip()
+        blocked = revision == self.created and of_model.get("transitionStatus") == "BlockedByFailedLoad"
+        return f"; the last failure that KServe saw: {told}" if blocked and told else ""
 
     def url(self, revision: str) -> str:
         """Address that leads to a revision alone: inside the cluster its own there, elsewhere the public one."""

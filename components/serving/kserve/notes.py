@@ -89,6 +89,10 @@ class Notes:
         self._edit(edit)
         return changed
 
+    def swap(self, read: Memory, wanted: Memory) -> bool:
+        """Writes down ``wanted`` in the place of what was ``read``; whether that was, or ``wanted`` is, still there."""
+        return self.change(lambda found: wanted if found == read else found) == wanted
+
     def record(self) -> dict[str, Any] | None:
         """The rollout's own notes."""
         return self._record(self._data(self._cluster.get(CONFIG_MAP, self._name)))

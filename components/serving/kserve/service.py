@@ -10,7 +10,8 @@ from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.kserve.api import INFERENCE_SERVICE, POD, Cluster, FieldsTaken, Object, Stale
 from modelyard.components.serving.kserve.names import DIGEST_LABEL, FIELD_MANAGER, digest_label, identity, service_name
 from modelyard.components.serving.kserve.notes import Memory, Version
-from modelyard.components.serving.kserve.predictors import inference_service
+from modelyard.components.serving.kserve.placement import NONE
+from modelyard.components.serving.kserve.predictors import AUTOSCALER, inference_service, on_trial
 from modelyard.components.serving.target import Arm, ServedModel, TargetChanged
 
 OWNER_LABEL = "serving.kserve.io/inferenceservice"
@@ -92,7 +93,7 @@ class Service:
             ours: path of a field that is taken back if somebody else has set it; what else they set is left as it is then.
 
         Raises:
-            TargetChanged: somebody else has set fields of ours; the message names both.
+            TargetChanged: somebody else has set fields of ours, the message names both; or made the object at the same moment.
         """
         for _ in range(_ATTEMPTS):
             live = self.live()
@@ -104,9 +105,14 @@ class Service:
             if live is not None:
                 wanted["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
             try:
-                return self._apply(wanted, live, ours)
+                applied = self._apply(wanted, live, ours)
             except Stale:
-                time.sleep(min(self._poll_seconds, 0.2))
+                self._pause()
+                continue
+            if live is None and applied["metadata"].get("generation", 1) > 1:
+                # Applied over nothing it would be the first.
+                raise TargetChanged(f"somebody else made InferenceService {self.name} at the same moment: end that trial first")
+            return applied
         raise NotAvailable(f"InferenceService {self.name} is changed by others all the time")
 
     def _apply(self, wanted: Object, live: Object | None, ours: str) -> Object:
@@ -122,16 +128,25 @@ class Service:
             return self.cluster.apply(INFERENCE_SERVICE, wanted, force=True)
 
     def remove(self, digest: str) -> None:
-        """Takes the service away, if this version is still the only one in it."""
+        """Takes the service away, if this version is still the only one in it.
+
+        Raises:
+            TargetChanged: it is not.
+        """
         for _ in range(_ATTEMPTS):
             live = self.live()
-            if live is None or model_of(live["spec"]["predictor"]).digest != digest or live["spec"].get("canary"):
-                break
+            if live is None:
+                return self.await_deleted()
+            if model_of(live["spec"]["predictor"]).digest != digest or live["spec"].get("canary"):
+                raise TargetChanged(f"somebody else changed the versions of {self.model_name!r} meanwhile")
             try:
                 self.cluster.delete(INFERENCE_SERVICE, live)
             except Stale:
-                continue
-        self.await_deleted()
+                self._pause()
+        raise NotAvailable(f"InferenceService {self.name} is changed by others all the time")
+
+    def _pause(self) -> None:
+        time.sleep(min(self._poll_seconds, 0.2))
 
     def await_deleted(self) -> None:
         """Waits until an object that is being deleted is gone."""
@@ -192,6 +207,8 @@ def recover(live: Object, memory: Memory, role: str = "stable") -> Version:
     if role == "canary" and trial:
         predictor = copy.deepcopy(trial[0]["predictor"])
         predictor["model"].pop("name", None)
+        if memory.stable is not None:
+            predictor = _scaled_like(memory.stable.predictor, predictor)
     model = model_of(predictor)
     known = memory.find(model.digest)
     if known is not None:
@@ -202,6 +219,15 @@ def recover(live: Object, memory: Memory, role: str = "stable") -> Version:
         if ours and not (role == "canary" and trial):
             predictor = _extract(predictor, entry["fieldsV1"].get("f:spec", {}).get("f:predictor", {}))
     return Version(model, {key: value for key, value in predictor.items() if key != "canaryTrafficPercent"})
+
+
+def _scaled_like(stable: Object, trial: Object) -> Object:
+    """A predictor on trial as it is in charge, with the scaling that it has to go without on trial."""
+    kept = on_trial(stable, 0)
+    scaling = {name: value for name, value in stable.items() if name not in kept or name == "minReplicas"}
+    annotations = {**trial["annotations"], AUTOSCALER: stable["annotations"].get(AUTOSCALER, NONE)}
+    trial = {name: value for name, value in trial.items() if name != "minReplicas"}
+    return {**trial, **copy.deepcopy(scaling), "annotations": annotations}
 
 
 def _extract(value: Any, fields: dict[str, Any]) -> Any:

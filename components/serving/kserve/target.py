@@ -33,6 +33,7 @@ from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, 
 from modelyard.components.serving.kserve.standard import StandardMode
 from modelyard.components.serving.metrics.source import MetricsSource, Workload
 from modelyard.components.serving.target import ArmCounts, ServedModel, ServingState, TargetChanged
+from modelyard.components.serving.targets import KSERVE, command_options
 from modelyard.components.signing.provenance import PROVENANCE_FILE, Provenance
 
 _OBEY_SECONDS = 180.0
@@ -81,6 +82,18 @@ class KServeTarget:
             memory.previous.model if memory.previous else None,
             str((live.get("status") or {}).get("url") or ""),
         )
+
+    def check(self, model_name: str) -> None:
+        """Looks whether a version could be rolled out as the placement says, without changing anything.
+
+        Raises:
+            InvalidInput: the placement does not fit how the model is served.
+            NotAvailable: the cluster cannot be reached, has no KServe, or does not let us look.
+        """
+        live = self._service(model_name).live()
+        self._notes(model_name).memory()
+        if problem := scaling_problem(self._placement, self._mode(model_name, live).name):
+            raise problem
 
     def start_canary(self, model_name: str, model: ServedModel) -> None:
         """Starts ``model`` beside the stable version, without traffic; see ``ServingTarget``.
@@ -134,14 +147,20 @@ class KServeTarget:
             self._service(model_name).remove(seen.canary_digest)
         elif seen.canary is not None or not seen.settled:
             mode.withdraw(memory)
-        if memory.canary is not None:
-            self._notes(model_name).change(lambda found: replace(found, canary=None, share=0))
+        if seen.canary is not None:
+            ended = seen.canary_digest
+
+            def change(found: Memory) -> Memory:
+                over = found.canary is not None and found.canary.digest == ended
+                return replace(found, canary=None, share=0) if over else found
+
+            self._notes(model_name).change(change)
 
     def restore(self, model_name: str, model: ServedModel) -> None:
         """Puts ``model`` in charge in one step; see ``ServingTarget``.
 
         It is started beside the one in charge, where it was before if it was, and gets all the traffic once it is ready. If it
-        cannot be served it is taken away again; a canary is gone then, too.
+        cannot be served it is taken away again; a canary is gone then, too. Once it serves it stays, whatever comes: repeat it.
 
         Raises:
             VerificationFailed: it is refused.
@@ -169,7 +188,9 @@ class KServeTarget:
         except NotAvailable:
             # Where the cluster does not answer, it cannot be told either; then the next call goes on.
             with suppress(NotAvailable):
-                self.roll_back(model_name)
+                arm = self.state(model_name).canary
+                if arm is None or not (arm.ready and arm.share):
+                    self.roll_back(model_name)
             raise
         if seen.stable is None and seen.canary is not None:
             self._notes(model_name).change(lambda found: replace(found, previous=previous))
@@ -198,16 +219,19 @@ class KServeTarget:
         if seen.canary is not None and seen.canary_digest != model.digest and not in_its_place:
             raise TargetChanged(
                 f"version {seen.canary.arm.model.version} of {model_name!r} is under trial already: end that first, "
-                f"with modelyard split {model_name} --end"
+                f"with modelyard split {model_name} --end{command_options(KSERVE, {'namespace': self._cluster.namespace})}"
             )
         if seen.canary_digest != model.digest:
             version = self._version(mode.name, model_name, model, memory if in_its_place else replace(memory, previous=None))
             stable = memory.stable if seen.stable else None
             if stable is not None and mode.name == STANDARD:
                 version = replace(version, predictor=inherit(stable.predictor, version.predictor))
-            trial = Memory(stable, version, memory.previous, replicas=mode.replicas(memory, version))
-            memory = self._notes(model_name).change(lambda _: trial)
-            mode.start(version, memory)
+            trial = Memory(stable, version, memory.previous)
+            trial = replace(trial, replicas=mode.replicas(trial, version))
+            if not self._notes(model_name).swap(memory, trial):
+                raise TargetChanged(f"somebody else changed the versions of {model_name!r} meanwhile")
+            memory = trial
+            mode.start(version, memory, over=seen.canary_digest)
         self._await_settled(mode, memory, model_name, model)
 
     def _await_settled(self, mode: Mode, memory: Memory, model_name: str, model: ServedModel) -> None:
@@ -255,19 +279,22 @@ class KServeTarget:
         self._notes(model_name).change(change)
 
     def _now(self, model_name: str) -> tuple[Mode, Memory, Seen]:
-        """How the model is served, with the notes brought up to what the cluster says."""
-        live = self._service(model_name).live()
+        """How the model is served, with the notes brought up to what the cluster says.
+
+        The notes are read first: what the cluster did meanwhile, they may lack; what they say, it has been told.
+        """
         memory = self._notes(model_name).memory()
+        live = self._service(model_name).live()
         mode = self._mode(model_name, live)
         if live is None:
-            return mode, replace(memory, stable=None, canary=None), Seen()
+            return mode, memory, Seen()
         seen = mode.see(live, memory)
         brought_up = _brought_up(memory, live, seen)
         if seen.stable is not None and brought_up.stable is None:
             # The notes are gone, and the object speaks of the version on trial alone: it is run again as the placement says.
             brought_up = replace(brought_up, stable=self._version(mode.name, model_name, seen.stable.arm.model, brought_up))
-        if brought_up != memory:
-            self._notes(model_name).change(lambda _: brought_up)
+        if brought_up != memory and not self._notes(model_name).swap(memory, brought_up):
+            return self._now(model_name)
         return mode, brought_up, seen
 
     def _mode(self, model_name: str, live: Object | None) -> Mode:

@@ -69,17 +69,17 @@ class FakeCluster:
         self.lock = threading.RLock()
         self.store = Store()
         self.workloads = workloads(self.store) if workloads else Workloads(self.store, gpus=gpus)
-        self._standard, self._knative = StandardController(self.store), KnativeController(self.store, self.workloads)
+        self._standard, self.knative = StandardController(self.store), KnativeController(self.store, self.workloads)
         self._steps: list[Callable[[], None]] = [
             self._standard.begin,
             self._standard.route,
             self._standard.finish,
             self._standard.accept_routes,
-            self._knative.reconcile,
-            self._knative.make_revisions,
-            self._knative.run_revisions,
-            self._knative.configure,
-            self._knative.route,
+            self.knative.reconcile,
+            self.knative.make_revisions,
+            self.knative.run_revisions,
+            self.knative.configure,
+            self.knative.route,
             self.workloads.run_deployments,
             self.workloads.run_pods,
         ]
@@ -145,7 +145,7 @@ class FakeCluster:
             return self._traffic(name, namespace or self.namespace)
 
     def _traffic(self, name: str, namespace: str) -> dict[str, float]:
-        return self._standard.traffic(name, namespace) or self._knative.traffic(name, namespace)
+        return self._standard.traffic(name, namespace) or self.knative.traffic(name, namespace)
 
     def _within(self, kind: str, namespace: str | None) -> str:
         return (namespace or self.namespace) if RESOURCES[kind].namespaced else ""

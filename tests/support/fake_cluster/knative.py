@@ -36,10 +36,15 @@ _TAGGED = "serving.kserve.io/enable-tag-routing"
 
 
 class KnativeController:
-    """Reconciles the services of one mode, a part of a pass at a time."""
+    """Reconciles the services of one mode, a part of a pass at a time.
+
+    Attributes:
+        routes_first: whether traffic is split anew before a new template has made a revision: either can come first.
+    """
 
     def __init__(self, store: Store, workloads: Workloads) -> None:
         self._store, self._workloads = store, workloads
+        self.routes_first = False
         self._tried: dict[str, int] = {}
 
     # KServe
@@ -146,6 +151,8 @@ class KnativeController:
             status, template = copy.deepcopy(knative.get("status", {})), knative["spec"]["template"]
             name, namespace = knative["metadata"]["name"], knative["metadata"]["namespace"]
             created = self._store.get("revisions", status.get("latestCreatedRevisionName", ""), namespace)
+            if self.routes_first and created and status["observedGeneration"] != knative["metadata"]["generation"]:
+                continue
             if created is None or not _is_of(created, template):
                 number = self._tried[name] = self._tried.get(name, 0) + 1
                 created = self._store.create("revisions", _revision(knative, f"{name}-{number:05}", number), _KNATIVE)
@@ -224,8 +231,7 @@ class KnativeController:
         for knative in self._store.all("ksvcs"):
             status, metadata = copy.deepcopy(knative.get("status", {})), knative["metadata"]
             created = self._store.get("revisions", status.get("latestCreatedRevisionName", ""), metadata["namespace"])
-            if created is None or not _is_of(created, knative["spec"]["template"]):
-                # The configuration comes first.
+            if created is None or not (self.routes_first or _is_of(created, knative["spec"]["template"])):
                 continue
             traffic, missing = [], ""
             for target in knative["spec"]["traffic"]:

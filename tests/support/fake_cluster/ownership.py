@@ -59,9 +59,13 @@ class Conflict:
 
 def fields_of(value: dict[str, Any], schema: Schema) -> Fields:
     """The fields that an object sets, without its status and what the server alone writes."""
+    return frozenset(_fields_in_order(value, schema))
+
+
+def _fields_in_order(value: dict[str, Any], schema: Schema) -> list[Path]:
     rooted = {**schema, "properties": {**schema.get("properties", {}), "metadata": _METADATA}}
     content = {name: inner for name, inner in value.items() if name != "status"}
-    return frozenset(path for path in _leaves(content, rooted, ()) if path not in _NOBODYS and path)
+    return [path for path in _leaves(content, rooted, ()) if path not in _NOBODYS and path]
 
 
 def _leaves(value: Any, schema: Schema, path: Path) -> Iterable[Path]:
@@ -160,7 +164,8 @@ def apply(
     force: bool,
 ) -> tuple[dict[str, Any], dict[Manager, Fields], list[Conflict]]:
     """Server-side apply: the object after it, who owns what then, and what stands in the way (nothing with ``force``)."""
-    mine = fields_of(applied, schema)
+    in_order = _fields_in_order(applied, schema)
+    mine = frozenset(in_order)
     others = {owner: paths for owner, paths in owners.items() if owner != manager}
     changed = [path for path in mine if _read(live, path) != _read(applied, path) and not path[-1].startswith("k:")]
     conflicts = [
@@ -171,7 +176,8 @@ def apply(
     taken = {conflict.path for conflict in conflicts}
     others = {owner: frozenset(path for path in paths if not _touches(path, taken)) for owner, paths in others.items()}
     merged = copy.deepcopy(live)
-    for path in sorted(mine):
+    # Items of a list, such as a container's environment, stand in the order in which they were applied.
+    for path in in_order:
         if path[-1].startswith(("k:", "v:")):
             if _read(merged, path) is _MISSING:
                 _write(merged, path, None)

@@ -5,6 +5,7 @@ import pytest
 from modelyard.components.errors import NotAvailable
 
 pytestmark = pytest.mark.server
+_REVISION = "serving.knative.dev/revision"
 
 
 @pytest.fixture
@@ -81,21 +82,96 @@ def test_at_all_the_traffic_a_version_is_still_on_trial(served):
 def test_a_revision_that_kserve_falls_back_to_by_itself_is_noticed_and_the_right_one_brought_back(served):
     served.bring("1")
     served.bring("2")
-    before = _component(served)["previousRolledoutRevision"]
+    before, fallen = _component(served)["previousRolledoutRevision"], []
 
     def fall_back():
-        # As it does when the new share reaches the route before the new template makes a revision.
+        if fallen or _predictor(served)["annotations"]["modelyard.dev/model-version"] != "3":
+            return
+        fallen.append(True)
         status = served.service()["status"]
         status["components"]["predictor"]["latestRolledoutRevision"] = before
         served.cluster.store.set_status("inferenceservices", "fraud", "models", status)
 
-    served.cluster.interfere(fall_back, method="GET", path="inferenceservices", skip=2)
+    served.cluster.interfere(fall_back, times=1000, method="GET", path="inferenceservices")
     with pytest.raises(NotAvailable, match="KServe gave the traffic to another version"):
         served.target.start_canary("fraud", served.models["3"])
     state = served.target.state("fraud")
     assert (state.stable.model, state.stable.share, state.canary) == (served.models["2"], 100, None)
     served.target.start_canary("fraud", served.models["3"])
     assert served.target.state("fraud").stable.model == served.models["2"]
+
+
+def test_a_version_that_was_taken_back_gets_nothing_where_the_share_is_split_before_there_is_a_revision_to_split_it_with(
+    served,
+):
+    served.bring("1")
+    served.bring("2")
+    served.target.restore("fraud", served.models["1"])
+    served.cluster.settle()
+    served.cluster.knative.routes_first = True
+    before = len(served.shares())
+    served.target.start_canary("fraud", served.models["3"])
+    served.target.set_share("fraud", 25)
+    assert served.shares()[before - 1 :] == [{"1": 100}, {"1": 75, "3": 25}]
+    served.target.roll_back("fraud")
+    served.target.start_canary("fraud", served.models["3"])
+    assert served.shares()[before + 1 :] == [{"1": 100}]
+
+
+def test_a_version_in_charge_that_cannot_be_made_again_keeps_its_traffic_and_nothing_is_on_trial(served):
+    served.bring("1")
+    served.bring("2")
+    served.cluster.interfere(lambda: served.cluster.trouble("2", "unschedulable"), method="PATCH", path="inferenceservices")
+    with pytest.raises(NotAvailable, match="version 2, which is in charge"):
+        served.open(ready_seconds=1).start_canary("fraud", served.models["3"])
+    state = served.target.state("fraud")
+    assert (state.stable.model, state.stable.share, state.canary) == (served.models["2"], 100, None)
+    served.cluster.mend("2")
+    served.target.start_canary("fraud", served.models["3"])
+    assert served.target.state("fraud").canary.ready
+    assert {version for shares in served.shares()[1:] for version in shares} == {"2"}
+
+
+def test_what_knative_has_given_up_is_told_as_kserve_saw_it_last(served):
+    served.bring("1")
+    served.cluster.trouble("2", "load", "the model is not signed by a key that is trusted")
+    served.target.start_canary("fraud", served.models["2"])
+    served.cluster.wait(lambda: not served.cluster.all("pods", {"modelyard.dev/version": "2"}))
+    arm = served.target.state("fraud").canary
+    assert arm.failed
+    assert "Knative gave it up" in arm.reason
+    assert "not signed by a key that is trusted" in arm.reason
+
+
+def test_pods_of_another_revision_of_the_same_version_do_not_speak_for_the_one_that_is_waited_for(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    other = served.cluster.all("pods", {"modelyard.dev/version": "2"})[0]
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": "an older one's"}}
+    container = {"name": "kserve-container", "ready": False, "restartCount": 9, "state": ended}
+    metadata = {**other["metadata"], "name": "other", "labels": {**other["metadata"]["labels"], _REVISION: "older"}}
+    del metadata["uid"], metadata["resourceVersion"]
+    with served.cluster.lock:
+        served.cluster.store.create("pods", {**other, "metadata": metadata, "status": {}}, "kubelet")
+        served.cluster.store.set_status("pods", "other", "models", {"containerStatuses": [container]})
+    assert not served.target.state("fraud").canary.failed
+    served.target.promote("fraud", served.models["2"].digest)
+    assert served.target.state("fraud").stable.model == served.models["2"]
+
+
+def test_a_canary_that_crashes_again_and_again_has_failed_though_it_is_ready_in_between(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.cluster.settle()
+    pod = served.cluster.all("pods", {"modelyard.dev/version": "2"})[0]
+    for container in pod["status"]["containerStatuses"]:
+        container["restartCount"] = 3
+    served.cluster.pause()
+    with served.cluster.lock:
+        served.cluster.store.set_status("pods", pod["metadata"]["name"], "models", pod["status"])
+    arm = served.target.state("fraud").canary
+    assert (arm.ready, arm.failed) == (False, True)
+    assert "started again 3 times" in arm.reason
 
 
 def test_a_version_on_trial_has_an_address_of_its_own_inside_the_cluster_and_outside(served, monkeypatch):
