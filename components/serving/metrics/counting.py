@@ -11,6 +11,7 @@ increment, and the increments of all replicas of an arm are summed up. No rate i
 | a replica is seen for the first time | what it counts from its first scrape on: nobody knows when it began |
 | a replica goes | nothing more; what it had counted stays |
 | one pod is scraped by two jobs | one of the two |
+| a scrape is seen in part | nothing, until it is seen whole or another one comes |
 
 What a replica did between its last scrape and its end was never measured, and is in no count.
 """
@@ -118,10 +119,11 @@ class ArmCount:
     Args:
         since: scrapes up to here are not looked at; Unix time by Prometheus' clock.
         apart: whether single counters of a replica may begin anew. Else they all do, or none.
+        dated: whether replicas say since when they count, so that a scrape that does not is seen in part.
     """
 
-    def __init__(self, since: float, *, apart: bool = False) -> None:
-        self._since, self._apart = since, apart
+    def __init__(self, since: float, *, apart: bool = False, dated: bool = False) -> None:
+        self._since, self._apart, self._dated = since, apart, dated
         self._last: dict[Target, Scrape] = {}
         # Up to when each pod is counted.
         self._until: dict[tuple[str, ...], float] = {}
@@ -135,7 +137,11 @@ class ArmCount:
     def take(self, found: Mapping[Target, list[Scrape]]) -> None:
         """Counts what has come since; scrapes that were counted before are not counted again."""
         fresh = {
-            target: [scrape for scrape in history if scrape.at > self._until.get(_place(target), self._since)]
+            target: [
+                scrape
+                for scrape in history
+                if scrape.at > self._until.get(_place(target), self._since) and not (self._dated and scrape.since is None)
+            ]
             for target, history in found.items()
         }
         chosen: dict[tuple[str, ...], Target] = {}
@@ -143,15 +149,26 @@ class ArmCount:
         for target in sorted(filter(fresh.get, fresh), key=lambda target: (target not in self._last, target)):
             chosen.setdefault(_place(target), target)
         for place, target in chosen.items():
-            for scrape in fresh[target]:
+            for scrape, following in zip(fresh[target], [*fresh[target][1:], None]):
                 last = self._last.get(target)
+                if self._may_be_in_part(last, scrape, following):
+                    continue
                 if last is None or self._add(last, scrape):
                     self._last[target] = scrape
-            self._until[place] = fresh[target][-1].at
+                self._until[place] = scrape.at
+
+    def _may_be_in_part(self, last: Scrape | None, now: Scrape, following: Scrape | None) -> bool:
+        """Whether a scrape may lack counters only since Prometheus does not show all of it yet; the one after it tells."""
+        if now.since is not None or (last is not None and (_fallen(last, now) or not _lacking(last, now))):
+            return False
+        if following is None:
+            return True
+        # Where all counters begin anew together, one that goes on later had not begun anew.
+        return last is not None and not self._apart and not _lacking(last, following)
 
     def _add(self, last: Scrape, now: Scrape) -> bool:
         """Adds what happened between two scrapes that follow each other; returns whether they do."""
-        fallen = {meter for meter, before in last.meters.items() if _fell(before, now.meters.get(meter))}
+        fallen = _fallen(last, now) | _lacking(last, now)
         anew = fallen if self._apart else set()
         if last.since != now.since or (fallen and not self._apart):
             if last.since is not None and last.since == now.since:
@@ -196,5 +213,15 @@ def _place(target: Target) -> tuple[str, ...]:
     return (namespace, pod) if pod else (namespace, "", instance)
 
 
-def _fell(before: Mapping[Bucket, int], now: Mapping[Bucket, int] | None) -> bool:
-    return now is None or before.keys() != now.keys() or any(now[bucket] < count for bucket, count in before.items())
+def _lacking(last: Scrape, now: Scrape) -> set[_Meter]:
+    """The counters that are not there as they were."""
+    return {meter for meter, before in last.meters.items() if before.keys() != now.meters.get(meter, {}).keys()}
+
+
+def _fallen(last: Scrape, now: Scrape) -> set[_Meter]:
+    """The counters that are there, and have counted less."""
+    return {
+        meter
+        for meter, before in last.meters.items()
+        if any(now.meters.get(meter, {}).get(bucket, count) < count for bucket, count in before.items())
+    }

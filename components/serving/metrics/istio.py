@@ -24,6 +24,7 @@ class IstioVocabulary:
 
     seconds = 0.001
     apart = True
+    dated = False
 
     def presence(self, workload: Workload) -> str:
         """The proxies that sent requests to either arm."""

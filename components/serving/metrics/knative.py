@@ -24,6 +24,7 @@ class KnativeVocabulary:
 
     seconds = 1.0
     apart = False
+    dated = False
 
     def presence(self, workload: Workload) -> str:
         """The queue-proxies of the revision."""

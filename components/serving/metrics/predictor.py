@@ -21,6 +21,7 @@ class PredictorVocabulary:
 
     seconds = 1.0
     apart = False
+    dated = True
 
     def presence(self, workload: Workload) -> str:
         """When it began to count."""

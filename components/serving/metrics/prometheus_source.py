@@ -46,6 +46,10 @@ class PrometheusSource:
     An arm without a replica that is measured counts as known, with what it had done, if none of its replicas is scraped any
     more: it was scaled to zero. If some are and do not answer, nothing is said of it.
 
+    A replica that is measured too late, beside one that is in time, is not waited for. What it did meanwhile is in a later
+    look, perhaps at another share: its requests come with what became of them, so no arm looks better or worse than it was,
+    and to leave them out would hide what failed while nothing could be measured.
+
     Args:
         prometheus: where the samples are.
         vocabulary: what they are called.
@@ -118,7 +122,8 @@ class PrometheusSource:
         if measured is None and not self._is_at_rest(workload, arm.count.targets if arm else set()):
             return None
         if arm is None:
-            arm = self._arms[role, workload] = _Arm(ArmCount(asked, apart=self._vocabulary.apart), asked)
+            count = ArmCount(asked, apart=self._vocabulary.apart, dated=self._vocabulary.dated)
+            arm = self._arms[role, workload] = _Arm(count, asked)
         now = self._prometheus.now()
         window = max(1, round(now - arm.taken)) + _OVERLAP_SECONDS
         samples = self._prometheus.ask(f"{self._vocabulary.everything(workload)}[{window}s]")

@@ -19,6 +19,7 @@ class TritonVocabulary:
 
     seconds = 1.0
     apart = False
+    dated = False
 
     def presence(self, workload: Workload) -> str:
         """Its count of successes, which begins at zero when the model is loaded."""

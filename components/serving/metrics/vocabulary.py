@@ -15,10 +15,12 @@ class Vocabulary(Protocol):
     Attributes:
         seconds: what latencies are counted in.
         apart: whether single counters may begin anew while their replica goes on.
+        dated: whether every scrape says since when its replica counts.
     """
 
     seconds: float
     apart: bool
+    dated: bool
 
     def presence(self, workload: Workload) -> str:
         """Selector of series that every replica exposes that counts for ``workload``, from its start."""

@@ -46,7 +46,7 @@ PLAN = {
 class EnvoyVocabulary:
     """What the laptop's proxy counts of a backend: a source more is this much."""
 
-    seconds, apart = 1.0, False
+    seconds, apart, dated = 1.0, False, False
     present = "envoy_cluster_upstream_rq_active"
 
     def presence(self, workload):
