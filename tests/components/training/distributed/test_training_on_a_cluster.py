@@ -108,7 +108,7 @@ def _killed_at(owner, verb):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("owner", "verb"), [(ClusterJob, "stop"), (JobFolder, "remove")])
+@pytest.mark.parametrize(("owner", "verb"), [(ClusterJob, "stop"), pytest.param(JobFolder, "remove", marks=pytest.mark.slow)])
 def test_a_step_that_dies_after_its_model_is_written_is_repeated_without_a_new_training(
     rows, home, tmp_path, cluster, owner, verb
 ):
@@ -211,6 +211,7 @@ def test_a_node_that_is_lost_fails_the_step_and_the_next_goes_on(rows, home, tmp
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_nodes_of_this_machine_leave_nothing_of_a_training_whose_rows_are_elsewhere(rows, home, tmp_path, cluster):
     parameters = _parameters(tmp_path, backend="local")
