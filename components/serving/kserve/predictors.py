@@ -39,7 +39,7 @@ Object = dict[str, Any]
 DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
 MODES = {"Standard": STANDARD, "RawDeployment": STANDARD, "Knative": KNATIVE, "Serverless": KNATIVE}
 _MODE_NAMES = {STANDARD: "Standard", KNATIVE: "Knative"}
-_AUTOSCALER = "serving.kserve.io/autoscalerClass"
+AUTOSCALER = "serving.kserve.io/autoscalerClass"
 _TAG_ROUTING = "serving.kserve.io/enable-tag-routing"
 # A cached copy on the nodes would be served without passing the storage container that verifies it.
 _NO_LOCAL_CACHE = "serving.kserve.io/disable-localmodel"
@@ -84,7 +84,7 @@ def build_predictor(placement: Placement, mode: str, model_name: str, model: Ser
         LAYOUT: layout,
     }
     if mode == STANDARD:
-        annotations[_AUTOSCALER] = placement.autoscaler or NONE
+        annotations[AUTOSCALER] = placement.autoscaler or NONE
     predictor: Object = {
         "labels": {
             MODEL_LABEL: service_name(model_name),
@@ -93,7 +93,13 @@ def build_predictor(placement: Placement, mode: str, model_name: str, model: Ser
         },
         "annotations": annotations,
         "storageContainerName": STORAGE_CONTAINER,
-        "model": {"modelFormat": {"name": model_format}, "runtime": runtime, "storageUri": model.uri},
+        # Both runtimes speak it; one that is not named KServe takes from the version in charge, whose runtime may be the other.
+        "model": {
+            "modelFormat": {"name": model_format},
+            "protocolVersion": "v2",
+            "runtime": runtime,
+            "storageUri": model.uri,
+        },
         **_scaling(placement, mode),
         **_nodes(placement),
     }
@@ -183,7 +189,7 @@ def _merge(under: Any, over: Any) -> Any:
 
 def is_scaled(predictor: Mapping[str, Any]) -> bool:
     """Whether an autoscaler decides how many replicas a predictor of Standard mode has."""
-    return predictor["annotations"].get(_AUTOSCALER, NONE) != NONE
+    return predictor["annotations"].get(AUTOSCALER, NONE) != NONE
 
 
 def canary_replicas(replicas: int, percent: int) -> int:
@@ -194,25 +200,26 @@ def canary_replicas(replicas: int, percent: int) -> int:
 def on_trial(predictor: Mapping[str, Any], replicas: int) -> Object:
     """A predictor as KServe takes it for a version on trial: with a fixed number of replicas."""
     trial = {key: copy.deepcopy(value) for key, value in predictor.items() if key not in _SCALING}
-    if trial["annotations"].get(_AUTOSCALER) == KEDA:
+    if trial["annotations"].get(AUTOSCALER) == KEDA:
         # KServe would make it a ScaledObject without triggers, which KEDA refuses.
-        trial["annotations"][_AUTOSCALER] = NONE
+        trial["annotations"][AUTOSCALER] = NONE
     # Required on a trial by the schema, and refused elsewhere; it is what the container is called in any case.
     trial["model"]["name"] = _CONTAINER
     return {**trial, "minReplicas": replicas}
 
 
-def beside_trial(predictor: Mapping[str, Any], replicas: int) -> Object:
+def beside_trial(predictor: Mapping[str, Any], replicas: int, needed: int) -> Object:
     """The predictor in charge while a version with so many replicas is on trial.
 
-    As soon as the trial is ready KServe takes its replicas off those in charge, who get most of the traffic still, or all of it
-    again in a moment; only the last one it leaves. So what is fixed is raised by as many, and stays what it is. An autoscaler
-    sees to it by itself; there the least is raised to what KServe asks for.
+    As soon as the trial is ready KServe takes its replicas off the least of those in charge, who get most of the traffic still,
+    or all of it again in a moment; only the last one it leaves. So the least is raised by as many, and stays what it is. An
+    autoscaler's is what answers all the traffic (``needed``): it would scale down whoever gets less for the moment.
     """
     least = predictor.get("minReplicas", 1)
-    if is_scaled(predictor) or least <= 1:
-        return {**predictor, "minReplicas": max(least, replicas)}
-    return {**predictor, "minReplicas": least + replicas}
+    if is_scaled(predictor):
+        raised = max(least, needed) + replicas
+        return {**predictor, "minReplicas": raised, "maxReplicas": max(predictor.get("maxReplicas", 0), raised)}
+    return {**predictor, "minReplicas": least + replicas if least > 1 else max(least, replicas)}
 
 
 def inference_service(

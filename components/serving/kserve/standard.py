@@ -5,6 +5,9 @@ HTTPRoute. So the weight is moved first and seen in the routes, then names chang
 replicas and takes as many off the version in charge, as soon as one of them is ready: so they are raised before the share is,
 lowered after it, and the version in charge keeps its own.
 
+While the version in charge is down, KServe changes no route at all. Then there is nothing to move first: names change at once,
+and with the new names KServe changes the routes, too.
+
 | killed after | then |
 |---|---|
 | the version is on trial, at 0 % | it gets nothing; the next call waits for it |
@@ -13,7 +16,7 @@ lowered after it, and the version in charge keeps its own.
 | names are changed, before the notes | the cluster says which one is in charge; the notes follow |
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +25,13 @@ from modelyard.components.serving.kserve.api import DEPLOYMENT, HTTP_ROUTE, SERV
 from modelyard.components.serving.kserve.names import identity, layout, workload_name
 from modelyard.components.serving.kserve.notes import Memory, Version
 from modelyard.components.serving.kserve.placement import STANDARD
-from modelyard.components.serving.kserve.pods import trouble
+from modelyard.components.serving.kserve.pods import crashes, trouble
 from modelyard.components.serving.kserve.predictors import beside_trial, canary_replicas, is_scaled, on_trial
 from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, model_of
 from modelyard.components.serving.target import Arm, TargetChanged
 
+# What a service says of its version in charge.
+_READY = "PredictorReady"
 _NO_ROUTE = (
     "there is no HTTPRoute: KServe splits traffic in Standard mode only through the Gateway API "
     "(enableGatewayApi in its ConfigMap inferenceservice-config)"
@@ -49,12 +54,12 @@ class StandardMode:
         if memory.stable is None and memory.canary and memory.canary.digest == stable.arm.model.digest and trial is None:
             # A first version is on trial alone, and gets all there is: what it is told is only written down.
             share = memory.share if stable.arm.share else 0
-            return Seen(canary=SeenArm(replace(stable.arm, share=share), stable.workload))
+            return Seen(canary=self._tried(SeenArm(replace(stable.arm, share=share), stable.workload)))
         if trial is None:
             return Seen(stable)
-        return Seen(stable, self._arm(trial["predictor"], weights, of_canary=live))
+        return Seen(stable, self._tried(self._arm(trial["predictor"], weights, of_canary=live)))
 
-    def start(self, version: Version, memory: Memory) -> None:
+    def start(self, version: Version, memory: Memory, over: str = "") -> None:
         """Puts a version on trial, without traffic; or makes the service with it."""
 
         def decide(live: Object | None) -> Object | None:
@@ -66,7 +71,7 @@ class StandardMode:
                 return None
             if trial or memory.stable is None or in_charge != memory.stable.digest:
                 raise TargetChanged(f"somebody else changed the versions of {self._service.model_name!r} meanwhile")
-            return self._manifest(memory.stable, version, 0, 1)
+            return self._manifest(memory, version, 0, 1)
 
         self._service.edit(decide)
 
@@ -85,24 +90,30 @@ class StandardMode:
     def set_share(self, memory: Memory, percent: int) -> None:
         """Moves the share; with more replicas before it rises, and with fewer after it has fallen."""
         stable, canary = _both(memory)
+        memory = self._counted(memory, canary)
         replicas = canary_replicas(memory.replicas, percent)
         before, running = self._share_and_replicas(canary)
-        if percent > before and replicas > running:
-            self._put(stable, canary, before, replicas)
-            self._await_replicas(canary, replicas)
-        self._put(stable, canary, percent, max(replicas, running))
+        if percent > before:
+            self._await_replicas(memory, canary, replicas)
+        self._put(memory, canary, percent, max(replicas, running))
         self._await_weights(stable, canary, percent)
-        self._put(stable, canary, percent, replicas)
+        self._put(memory, canary, percent, replicas)
 
     def promote(self, memory: Memory) -> None:
         """All the weight first, then the names."""
         stable, canary = _both(memory)
-        self.set_share(memory, 100)
+        memory = self._counted(memory, canary)
+
+        def move() -> None:
+            self.set_share(memory, 100)
+
+        self._await_replicas(memory, canary, canary_replicas(memory.replicas, 100))
+        moved = self._move_weight(stable, move)
 
         def decide(live: Object | None) -> Object | None:
             if live is not None and model_of(live["spec"]["predictor"]).digest == canary.digest:
                 return None
-            if self._on_trial(live, canary)["trafficPercent"] != 100:
+            if self._on_trial(live, canary)["trafficPercent"] != 100 and moved:
                 raise TargetChanged(f"somebody else took traffic from version {canary.model.version} meanwhile")
             return self._service.manifest(STANDARD, canary.predictor)
 
@@ -111,12 +122,14 @@ class StandardMode:
 
     def withdraw(self, memory: Memory) -> None:
         """Takes the weight away first, then the version on trial."""
-        self._silence(memory)
+        stable = memory.stable
+        if stable is None:
+            return
+        moved = self._move_weight(stable, lambda: self._silence(memory))
         live = self._service.live()
         trial = _trial(live) if live else None
-        if trial is None or memory.stable is None:
+        if trial is None:
             return
-        stable = memory.stable
 
         def decide(live: Object | None) -> Object | None:
             if live is None or _trial(live) is None:
@@ -125,7 +138,11 @@ class StandardMode:
 
         self._service.edit(decide, ours="spec.canary")
         gone = Version(model_of(trial["predictor"]), trial["predictor"])
-        self.await_alone(stable, gone=gone)
+        if moved:
+            self.await_alone(stable, gone=gone)
+        else:
+            what = f"version {gone.model.version} to be taken away"
+            self._service.wait(lambda: self._is_gone(gone), what, self._service.obey_seconds, self._why_not)
 
     make_room = withdraw
 
@@ -135,10 +152,27 @@ class StandardMode:
         def alone() -> bool:
             if not self._routes_lead_to({self._workload(version.predictor): 100}):
                 return False
-            return gone is None or self._service.cluster.get(DEPLOYMENT, self._workload(gone.predictor)) is None
+            return gone is None or self._is_gone(gone)
 
         what = f"version {version.model.version} to get all the traffic alone"
         self._service.wait(alone, what, self._service.obey_seconds, self._why_not)
+
+    def _is_gone(self, version: Version) -> bool:
+        return self._service.cluster.get(DEPLOYMENT, self._workload(version.predictor)) is None
+
+    def _move_weight(self, stable: Version, move: Callable[[], None]) -> bool:
+        """Moves the weight, if KServe does: not while the version in charge is down, or too few of its replicas answer."""
+        deployment = self._service.cluster.get(DEPLOYMENT, self._workload(stable.predictor))
+        if deployment is None or not _status(deployment, "availableReplicas"):
+            return False
+        try:
+            move()
+        except NotAvailable:
+            live = self._service.live()
+            if live is None or not _condition(live, _READY):
+                raise
+            return False
+        return True
 
     def _silence(self, memory: Memory) -> None:
         """Takes the weight from the version on trial, whoever gave it."""
@@ -147,7 +181,7 @@ class StandardMode:
             trial = _trial(live) if live else None
             if live is None or trial is None or not trial["trafficPercent"] or memory.stable is None:
                 return None
-            predictor = beside_trial(memory.stable.predictor, trial["predictor"].get("minReplicas", 1))
+            predictor = beside_trial(memory.stable.predictor, trial["predictor"].get("minReplicas", 1), memory.replicas)
             return self._service.manifest(STANDARD, predictor, canary=trial["predictor"], percent=0)
 
         live = self._service.edit(decide, ours="spec.canary")
@@ -161,17 +195,24 @@ class StandardMode:
         trial = self._on_trial(self._service.live(), canary)
         return int(trial["trafficPercent"]), int(trial["predictor"].get("minReplicas", 1))
 
-    def _put(self, stable: Version, canary: Version, percent: int, replicas: int) -> None:
+    def _counted(self, memory: Memory, canary: Version) -> Memory:
+        """The notes with the replicas that it takes now: an autoscaler may have started more since the trial began."""
+        return replace(memory, replicas=max(memory.replicas, self.replicas(memory, canary)))
+
+    def _put(self, memory: Memory, canary: Version, percent: int, replicas: int) -> None:
         def decide(live: Object | None) -> Object | None:
             trial = self._on_trial(live, canary)
             if (trial["trafficPercent"], trial["predictor"].get("minReplicas", 1)) == (percent, replicas):
                 return None
-            return self._manifest(stable, canary, percent, replicas)
+            return self._manifest(memory, canary, percent, replicas)
 
         self._service.edit(decide)
 
-    def _manifest(self, stable: Version, canary: Version, percent: int, replicas: int) -> Object:
-        predictor, trial = beside_trial(stable.predictor, replicas), on_trial(canary.predictor, replicas)
+    def _manifest(self, memory: Memory, canary: Version, percent: int, replicas: int) -> Object:
+        if memory.stable is None:
+            raise TargetChanged(f"no version of {self._service.model_name!r} is in charge")
+        predictor = beside_trial(memory.stable.predictor, replicas, memory.replicas)
+        trial = on_trial(canary.predictor, replicas)
         return self._service.manifest(STANDARD, predictor, canary=trial, percent=percent)
 
     def _on_trial(self, live: Object | None, canary: Version) -> Object:
@@ -183,8 +224,11 @@ class StandardMode:
             raise TargetChanged(f"somebody else put version {found.version} of {self._service.model_name!r} on trial")
         return trial
 
-    def _await_replicas(self, canary: Version, replicas: int) -> None:
+    def _await_replicas(self, memory: Memory, canary: Version, replicas: int) -> None:
+        """Raises the replicas on trial, and waits until so many answer; the share stays what it is."""
         name = self._workload(canary.predictor)
+        share, running = self._share_and_replicas(canary)
+        self._put(memory, canary, share, max(replicas, running))
 
         def enough() -> bool:
             deployment = self._service.cluster.get(DEPLOYMENT, name)
@@ -226,7 +270,7 @@ class StandardMode:
         live = self._service.live()
         if live is None:
             return "the InferenceService is gone"
-        told = [_condition(live, kind) for kind in ("PredictorReady", "IngressReady")]
+        told = [_condition(live, kind) for kind in (_READY, "IngressReady")]
         found = "; ".join(text for text in told if text)
         if not found and self._service.cluster.get(HTTP_ROUTE, self._service.name) is None:
             return _NO_ROUTE
@@ -254,6 +298,11 @@ class StandardMode:
         url, spoken = self._url(name) if ready else "", layout(predictor.get("annotations"))
         arm = Arm(model, weights.get(name, 0), ready=ready, failed=failed, reason=reason, url=url, layout=spoken)
         return SeenArm(arm, name)
+
+    def _tried(self, seen: SeenArm) -> SeenArm:
+        """A version on trial; failed if it crashes again and again, though it answers in between."""
+        why = crashes(self._service.pods(seen.arm.model.digest))
+        return replace(seen, arm=replace(seen.arm, ready=False, failed=True, reason=why, url="")) if why else seen
 
     def _url(self, name: str) -> str:
         """Address of one version inside the cluster; nothing leads to it alone from outside."""
@@ -302,15 +351,17 @@ def _weights(route: Object | None) -> dict[str, int]:
 
 
 def _is_in_force(route: Object) -> bool:
-    """Whether every gateway has taken up the route as it is."""
+    """Whether every gateway has taken up the route as it is, and found what it leads to."""
     parents = (route.get("status") or {}).get("parents") or []
-    generation = route["metadata"].get("generation", 0)
-    return bool(parents) and all(
-        condition["status"] == "True" and condition.get("observedGeneration", generation) >= generation
-        for parent in parents
+    return bool(parents) and all(_takes(parent, route["metadata"].get("generation", 0)) for parent in parents)
+
+
+def _takes(parent: Object, generation: int) -> bool:
+    said = {
+        condition["type"]: condition["status"] == "True" and condition.get("observedGeneration", generation) >= generation
         for condition in parent.get("conditions") or ()
-        if condition["type"] == "Accepted"
-    )
+    }
+    return said.get("Accepted", False) and said.get("ResolvedRefs", True)
 
 
 def _status(deployment: Object, count: str) -> int:

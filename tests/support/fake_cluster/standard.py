@@ -8,7 +8,7 @@ import copy
 import math
 from typing import Any
 
-from tests.support.fake_cluster.admission import mode_of
+from tests.support.fake_cluster.admission import AUTOSCALER, mode_of
 from tests.support.fake_cluster.predictors import (
     KSERVE,
     OWNER,
@@ -46,7 +46,7 @@ class StandardController:
         self._passes[service["metadata"]["uid"]] = (service, status)
         try:
             self._run_canaries(service, status)
-            self._deploy(service, stable, self._stable_replicas(service, status))
+            self._deploy(service, stable, self._autoscaled(service, stable, self._stable_replicas(service, status)))
         except NoRuntime as missing:
             refuse_spec(status, str(missing))
             return
@@ -121,6 +121,14 @@ class StandardController:
             predictor = {**predictor, "minReplicas": max(predictor["minReplicas"] - taken, 1)}
         return replicas_of(predictor, annotations)
 
+    def _autoscaled(self, service: Object, predictor: Object, least: int) -> int:
+        """The replicas that an autoscaler has made of it, where it has one; within its bounds."""
+        if predictor.get("annotations", {}).get(AUTOSCALER, "none") == "none":
+            return least
+        found = self._store.get("deployments", service_name(service, predictor), service["metadata"]["namespace"])
+        running = found["spec"]["replicas"] if found else 0
+        return min(max(least, running), max(least, predictor.get("maxReplicas", least)))
+
     def route(self) -> None:
         """The HTTPRoutes: of the predictor and of the whole service. Only canaries that are ready get a weight."""
         for service, status in self._passes.values():
@@ -192,8 +200,11 @@ class StandardController:
         """The gateway: takes up every route it has not seen."""
         for route in self._store.all("httproutes"):
             generation = route["metadata"]["generation"]
-            condition = {"type": "Accepted", "status": "True", "reason": "Accepted", "observedGeneration": generation}
-            status = {"parents": [{"controllerName": "example.com/gateway", "conditions": [condition]}]}
+            conditions = [
+                {"type": kind, "status": "True", "reason": kind, "observedGeneration": generation}
+                for kind in ("Accepted", "ResolvedRefs")
+            ]
+            status = {"parents": [{"controllerName": "example.com/gateway", "conditions": conditions}]}
             if route.get("status") != status:
                 self._store.set_status("httproutes", route["metadata"]["name"], route["metadata"]["namespace"], status)
 

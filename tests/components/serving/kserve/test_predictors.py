@@ -1,8 +1,10 @@
 """The objects that are written, checked against KServe's schemas, and against what KServe merges of two predictors."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ from tests.support.fake_cluster import schemas
 from tests.support.fake_cluster.admission import refusal
 from tests.support.fake_cluster.predictors import merged_predictor
 
+_RUNTIMES = Path(__file__).parents[4] / "manifests" / "components" / "serving"
 _SCALING = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "autoScaling")
 _SERVINGS = st.fixed_dictionaries(
     {},
@@ -70,10 +73,12 @@ def test_every_service_of_standard_mode_is_valid_and_a_promotion_changes_no_pod(
     trial = on_trial(canary, replicas)
     _check(inference_service("fraud", "models", "standard", "fraud", stable))
     _check(
-        inference_service("fraud", "models", "standard", "fraud", beside_trial(stable, replicas), canary=trial, percent=percent)
+        inference_service(
+            "fraud", "models", "standard", "fraud", beside_trial(stable, replicas, replicas), canary=trial, percent=percent
+        )
     )
     _check(inference_service("fraud", "models", "standard", "fraud", canary))
-    run = merged_predictor(beside_trial(stable, replicas), trial, replicas)
+    run = merged_predictor(beside_trial(stable, replicas, replicas), trial, replicas)
     promoted = {name: value for name, value in canary.items() if name not in _SCALING}
     del run["minReplicas"], run["model"]["name"]
     if scaled_after.get("autoscaler") == "keda":
@@ -95,14 +100,28 @@ def test_every_service_of_knative_mode_is_valid(serving, scaled, percent):
     assert without["metadata"] == service["metadata"]
 
 
-@given(st.integers(1, 50), st.integers(0, 100))
-def test_kserve_leaves_the_version_in_charge_as_many_replicas_as_it_had(least, percent):
-    stable = _build("1", parse_placement({"min_replicas": least}))
-    replicas = canary_replicas(least, percent)
-    raised = beside_trial(stable, replicas)["minReplicas"]
-    # The rule of the webhook, and what the controller takes off.
-    assert replicas <= raised
-    assert max(raised - replicas, 1) == least
+@given(st.integers(1, 50), st.integers(0, 100), st.integers(0, 20))
+def test_kserve_leaves_the_version_in_charge_as_many_replicas_as_it_had(least, percent, more):
+    for scaling, needed in (({}, least), ({"autoscaler": "hpa", "max_replicas": least + more}, least + more)):
+        stable = _build("1", parse_placement({"min_replicas": least, **scaling}))
+        replicas = canary_replicas(needed, percent)
+        raised = beside_trial(stable, replicas, needed)
+        # The rules of the webhook, and what the controller takes off.
+        assert replicas <= raised["minReplicas"] <= raised.get("maxReplicas", raised["minReplicas"])
+        assert max(raised["minReplicas"] - replicas, 1) == needed
+
+
+@pytest.mark.parametrize(("before", "after"), [("predictor", "triton"), ("triton", "predictor")])
+def test_a_version_speaks_a_protocol_of_its_own_runtime_whatever_the_one_in_charge_speaks(before, after):
+    stable = _build("1", parse_placement({"runtime": before}))
+    # KServe fills in the first protocol of the runtime in charge, and the one on trial inherits it.
+    stable["model"]["protocolVersion"] = _protocols(before)[0]
+    trial = on_trial(inherit(stable, _build("2", parse_placement({"runtime": after}))), 1)
+    assert merged_predictor(stable, trial, 1)["model"]["protocolVersion"] in _protocols(after)
+
+
+def _protocols(runtime: str) -> list[str]:
+    return yaml.safe_load((_RUNTIMES / f"{runtime}-runtime.yaml").read_text())["spec"]["protocolVersions"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,15 @@ def test_what_an_autoscaler_runs_is_matched_by_the_trial_and_scaled_again_once_p
     service = served.service()["spec"]
     trial = service["canary"][0]["predictor"]
     assert not {"maxReplicas", "scaleMetric", "scaleTarget", "autoScaling"} & set(trial)
+    # More have been needed since the trial began; they stay, however little the version in charge gets for the moment.
+    in_charge = _deployment(served, "1")["metadata"]["name"]
+    served.cluster.edit("deployments", in_charge, lambda found: found["spec"].update(replicas=5))
+    served.cluster.settle()
     target.set_share("fraud", 100)
+    served.cluster.settle()
+    assert _deployment(served, "2")["spec"]["replicas"] == 5
+    # KServe takes the replicas on trial off the least.
+    assert served.service()["spec"]["predictor"]["minReplicas"] - 5 == 5
     target.promote("fraud", served.models["2"].digest)
     predictor = served.service()["spec"]["predictor"]
     assert (predictor["minReplicas"], predictor["maxReplicas"], predictor["scaleTarget"]) == (2, 6, 70)
@@ -147,3 +155,99 @@ def test_a_rollback_by_another_process_between_reading_and_writing_is_not_undone
         served.target.set_share("fraud", 50)
     state = served.target.state("fraud")
     assert (state.stable.model, state.canary) == (served.models["1"], None)
+
+
+def _fell_over(served, version):
+    served.cluster.trouble(version, "crash")
+    served.cluster.wait(lambda: not _deployment(served, version)["status"]["availableReplicas"])
+
+
+def test_a_version_in_charge_that_is_down_is_rolled_back_though_kserve_changes_no_route_then(served):
+    served.bring("1", min_replicas=2)
+    served.bring("2", min_replicas=2)
+    _fell_over(served, "2")
+    served.open(min_replicas=2, obey_seconds=3).restore("fraud", served.models["1"])
+    served.cluster.settle()
+    assert served.cluster.traffic("fraud") == {"1": 100}
+    assert _deployment(served, "1")["status"]["availableReplicas"] == 2
+    assert _deployment(served, "2") is None
+
+
+def test_a_trial_beside_a_version_that_is_down_makes_room_for_the_one_before(served):
+    served.bring("1")
+    served.bring("2")
+    served.target.start_canary("fraud", served.models["3"])
+    served.target.set_share("fraud", 25)
+    _fell_over(served, "2")
+    served.open(obey_seconds=3).restore("fraud", served.models["1"])
+    served.cluster.settle()
+    assert served.cluster.traffic("fraud") == {"1": 100}
+    assert _deployment(served, "3") is None
+
+
+def test_a_trial_is_ended_though_the_version_in_charge_is_down(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.target.set_share("fraud", 25)
+    _fell_over(served, "1")
+    served.open(obey_seconds=3).roll_back("fraud")
+    assert served.target.state("fraud").canary is None
+    served.cluster.mend("1")
+    served.cluster.wait(lambda: served.cluster.traffic("fraud") == {"1": 100})
+
+
+def test_where_too_few_replicas_in_charge_answer_a_version_on_trial_takes_over_all_the_same(serve):
+    served = serve("standard", gpus=4)
+    scaling = {"gpus": 1, "min_replicas": 2}
+    served.bring("2", **scaling)
+    target = served.open(**scaling)
+    target.start_canary("fraud", served.models["1"])
+    target.set_share("fraud", 75)
+    served.cluster.settle()
+    # A node is lost.
+    served.cluster.workloads.gpus = 3
+    served.cluster.mend("2")
+    served.cluster.wait(lambda: _deployment(served, "2")["status"]["availableReplicas"] == 1)
+    served.open(**scaling, obey_seconds=0.5).promote("fraud", served.models["1"].digest)
+    assert served.cluster.traffic("fraud") == {"1": 100}
+
+
+def test_a_version_on_trial_that_crashes_again_and_again_has_failed_though_it_answers_in_between(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.cluster.settle()
+    served.cluster.pause()
+    ended = {"exitCode": 137, "reason": "OOMKilled"}
+    for version in ("1", "2"):
+        (pod,) = served.cluster.all("pods", {"modelyard.dev/version": version})
+        pod["status"]["containerStatuses"][0].update(restartCount=3, lastState={"terminated": ended})
+        served.cluster.store.set_status("pods", pod["metadata"]["name"], "models", pod["status"])
+    state = served.target.state("fraud")
+    assert state.stable.ready
+    assert (state.canary.ready, state.canary.failed) == (False, True)
+    assert "OOMKilled" in state.canary.reason
+
+
+def test_a_share_is_in_force_when_every_gateway_takes_the_route_as_it_is_and_finds_its_backends(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.target.set_share("fraud", 10)
+    served.cluster.settle()
+    served.cluster.pause()
+    target, accepted = served.open(obey_seconds=0.0), {"type": "Accepted", "status": "True"}
+
+    def say(*conditions):
+        status = {"parents": [{"conditions": [accepted]}, {"conditions": list(conditions)}]}
+        served.cluster.store.set_status("httproutes", "fraud", "models", status)
+
+    say(accepted)
+    target.set_share("fraud", 10)
+    for conditions in (
+        [],
+        [{"type": "ResolvedRefs", "status": "True"}],
+        [accepted, {"type": "ResolvedRefs", "status": "False"}],
+        [{**accepted, "observedGeneration": 0}],
+    ):
+        say(*conditions)
+        with pytest.raises(NotAvailable, match="version 2 to get 10 %"):
+            target.set_share("fraud", 10)
