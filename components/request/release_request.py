@@ -44,7 +44,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     from modelyard.components.features.fetching import parse_moment
     from modelyard.components.rollout.plan import WITHOUT_TRAFFIC, parse_plan
     from modelyard.components.serving.kserve.placement import parse_placement
-    from modelyard.components.serving.metrics.sources import open_source
+    from modelyard.components.serving.kserve.target import open_kserve_target
     from modelyard.components.signing.signature import METHODS
     from modelyard.components.training.distributed.placement import MOST_NODES, parse_node_placement
 
@@ -88,7 +88,7 @@ def check_release_request(request: dict[str, Any]) -> str:
     placement = parse_placement(request["serving"])
     if request["target"] == "kserve":
         _check_store()
-        open_source(placement.runtime)
+        open_kserve_target(placement, watched=True).check(request["model_name"])
         if request["shadow_seconds"]:
             raise InvalidInput("shadow_seconds", request["shadow_seconds"], "KServe cannot copy traffic; give 0")
     try:

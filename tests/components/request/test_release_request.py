@@ -1,8 +1,9 @@
 import pytest
 
-from modelyard.components.errors import InvalidInput
+from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.request.component import check_release
 from modelyard.components.request.release_request import check_release_request, training_branch
+from tests.support.fake_cluster.cluster import FakeCluster
 from tests.support.kfp_runner import run_component
 
 GOOD = {
@@ -114,8 +115,8 @@ def test_a_pod_cannot_serve_what_must_outlive_it(monkeypatch):
     assert check_release_request({**GOOD, "target": "registry"}) == "xgboost"
 
 
-def test_kserve_needs_a_store_that_pods_can_read_and_a_prometheus_and_copies_no_traffic(monkeypatch, tmp_path):
-    request = {**GOOD, "target": "kserve", "serving": {"mode": "knative", "namespace": "fraud"}}
+def test_kserve_needs_a_store_that_pods_can_read_a_prometheus_and_a_cluster_and_copies_no_traffic(monkeypatch, tmp_path):
+    request = {**GOOD, "target": "kserve", "serving": {"mode": "standard"}}
     monkeypatch.setenv("MODELYARD_MODEL_STORE", str(tmp_path))
     with pytest.raises(InvalidInput, match="MODELYARD_MODEL_STORE"):
         check_release_request(request)
@@ -124,9 +125,22 @@ def test_kserve_needs_a_store_that_pods_can_read_and_a_prometheus_and_copies_no_
     with pytest.raises(InvalidInput, match="MODELYARD_PROMETHEUS_URL"):
         check_release_request(request)
     monkeypatch.setenv("MODELYARD_PROMETHEUS_URL", "http://prometheus.example.com")
-    assert check_release_request(request) == "xgboost"
-    with pytest.raises(InvalidInput, match="shadow_seconds"):
-        check_release_request({**request, "shadow_seconds": 60.0})
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with pytest.raises(NotAvailable, match="no cluster is configured"):
+        check_release_request(request)
+    (tmp_path / "kubeconfig").write_text("clusters: [")
+    with pytest.raises(NotAvailable, match="no cluster is configured"):
+        check_release_request(request)
+    with FakeCluster(tmp_path) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+        assert check_release_request(request) == "xgboost"
+        with pytest.raises(InvalidInput, match="shadow_seconds"):
+            check_release_request({**request, "shadow_seconds": 60.0})
+        with pytest.raises(InvalidInput, match="max_replicas"):
+            check_release_request({**request, "serving": {"max_replicas": 3}})
+        cluster.fail(403, times=5)
+        with pytest.raises(NotAvailable):
+            check_release_request(request)
 
 
 def test_the_step_returns_the_branch_and_its_log_names_a_bad_parameter(tmp_path, capfd):
