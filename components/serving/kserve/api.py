@@ -187,6 +187,13 @@ class Cluster:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
+def own_namespace() -> str:
+    """The namespace of this pod, if it is the pod's cluster that is used; else empty."""
+    if os.environ.get("KUBECONFIG") or not (_ACCOUNT / "token").is_file():
+        return ""
+    return (_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+
+
 def open_cluster(namespace: str = "") -> Cluster:
     """The cluster that ``KUBECONFIG`` names, else the one that this pod runs in, else the kubeconfig's.
 
@@ -196,19 +203,19 @@ def open_cluster(namespace: str = "") -> Cluster:
     Raises:
         NotAvailable: no cluster is configured.
     """
+    import yaml
     from kubernetes import client, config
 
     configuration = client.Configuration()
     # The client looks at this variable only once, when it is imported.
     path = os.environ.get("KUBECONFIG") or None
     try:
-        if path is None and (_ACCOUNT / "token").is_file():
+        if own := own_namespace():
             config.load_incluster_config(client_configuration=configuration)
-            own = (_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
         else:
             config.load_kube_config(path, client_configuration=configuration)
             own = config.list_kube_config_contexts(path)[1]["context"].get("namespace") or "default"
-    except (config.ConfigException, OSError, TypeError, KeyError) as error:
+    except (config.ConfigException, OSError, TypeError, KeyError, ValueError, yaml.YAMLError) as error:
         raise NotAvailable(
             f"no cluster is configured ({error}): run this in a pod with a service account, or name a kubeconfig in KUBECONFIG"
         ) from error
