@@ -43,8 +43,9 @@ RUNTIMES = {
     "triton": ("modelyard-triton", "modelyard-triton", "triton"),
 }
 
-# A Deployment is called fraud-v7-5f3c2a-predictor, its pods have that with "isvc." before it as a label, of 63 characters.
-_LONGEST_SERVICE = 32
+# A Deployment is called fraud-v7-5f3c2a-predictor, its pods have that with "isvc." before it as a label; a host is called
+# fraud-predictor-models, with the namespace (Kubeflow's kubeflow-user-example-com still fits). Each has up to 63 characters.
+_LONGEST_SERVICE = 27
 _LONGEST_VERSION = 12
 _SERVICE = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 

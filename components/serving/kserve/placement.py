@@ -23,6 +23,11 @@
 
 In Standard mode KServe gives a version on trial whatever it leaves out and the version in charge has: a node selector,
 tolerations or a service account can be replaced by a release, but not removed.
+
+A release needs room: in Standard mode for the replicas on trial beside all those in charge, at 100 % as many again; with
+``min_replicas`` above 1 for one more while the first of them starts. With ``keda`` for one more after the promotion, too, GPUs
+included: KEDA takes no version on trial, so the promoted version's pods are replaced, one by one.
+Standard mode needs Kubernetes 1.30: pods that end go on answering for a moment (``lifecycle.preStop.sleep``).
 """
 
 import re
@@ -39,8 +44,9 @@ _AUTOSCALERS = {STANDARD: (NONE, HPA, KEDA), KNATIVE: (KNATIVE,)}
 _SCALE_METRICS = {STANDARD: ("cpu", "memory"), KNATIVE: ("concurrency", "rps")}
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SERVICE_ACCOUNT = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
-_CPU = re.compile(r"\d+(\.\d+)?|\d+m")
-_MEMORY = re.compile(r"\d+(\.\d+)?([MGT]i?|Ki|k)")
+# Some of it at least: of cores a thousandth, of memory that is given in bytes a megabyte.
+_CPU = re.compile(r"(?=.*[1-9])([0-9]+(\.[0-9]{1,3})?|[0-9]+m)")
+_MEMORY = re.compile(r"(?=.*[1-9])[0-9]+(\.[0-9]+)?([MGT]i?|Ki|k)|[1-9][0-9]{6,17}")
 _LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -136,8 +142,10 @@ def _one_of(*names: str) -> Any:
 
 def _text(pattern: re.Pattern[str], remedy: str) -> Any:
     def read(name: str, value: Any) -> str:
-        # A pipeline hands numbers over as floats.
-        text = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+        text = value
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            # A pipeline hands numbers over as floats.
+            text = f"{value:g}" if value % 1 else str(int(value))
         if not isinstance(text, str) or not pattern.fullmatch(text):
             raise InvalidInput(name, value, remedy)
         return text
@@ -183,7 +191,10 @@ def _toleration(name: str, entry: Any) -> dict[str, Any]:
         raise InvalidInput(name, entry, f"give each toleration by {', '.join(keys)}")
     key, value = entry.get("key", ""), entry.get("value", "")
     operator, effect = entry.get("operator", "Equal"), entry.get("effect", "")
-    if not isinstance(key, str) or not isinstance(value, str) or operator not in ("Equal", "Exists") or effect not in _EFFECTS:
+    texts = isinstance(key, str) and isinstance(value, str)
+    if not texts or not _LABEL_VALUE.fullmatch(value) or (key and not _LABEL_KEY.fullmatch(key)):
+        raise InvalidInput(name, entry, "give key and value of a taint as Kubernetes writes them")
+    if operator not in ("Equal", "Exists") or effect not in _EFFECTS:
         raise InvalidInput(name, entry, f"use operator Equal or Exists and an effect of {', '.join(_EFFECTS[1:])}")
     if operator == "Exists" and value:
         raise InvalidInput(name, entry, "a toleration with operator Exists has no value")
@@ -191,6 +202,8 @@ def _toleration(name: str, entry: Any) -> dict[str, Any]:
         raise InvalidInput(name, entry, "a toleration without a key needs the operator Exists")
     read = dict(entry)
     if "tolerationSeconds" in entry:
+        if effect != "NoExecute":
+            raise InvalidInput(name, entry, "tolerationSeconds is only for the effect NoExecute")
         read["tolerationSeconds"] = _whole(0, 10**9)(f"{name}.tolerationSeconds", entry["tolerationSeconds"])
     return read
 
@@ -199,18 +212,18 @@ _READERS: dict[str, Any] = {
     "namespace": _text(_NAMESPACE, "give the name of a namespace"),
     "mode": _one_of(STANDARD, KNATIVE),
     "runtime": _one_of(*RUNTIMES),
-    "cpu": _text(_CPU, "give cores, such as 2 or 500m"),
-    "memory": _text(_MEMORY, "give an amount of memory, such as 2Gi"),
+    "cpu": _text(_CPU, "give cores, such as 2 or 500m, 1m at least"),
+    "memory": _text(_MEMORY, "give an amount of memory, such as 2Gi, or bytes"),
     "gpus": _whole(0, 64),
     "min_replicas": _whole(0, _MOST_REPLICAS),
     "max_replicas": _whole(0, _MOST_REPLICAS),
     "autoscaler": _one_of(NONE, HPA, KEDA, KNATIVE),
     "scale_metric": _one_of("cpu", "memory", "concurrency", "rps"),
-    "scale_target": _whole(1, 1_000_000),
+    "scale_target": _whole(0, 1_000_000),
     "node_selector": _labels,
     "tolerations": _tolerations,
     "spot": _flag,
     "service_account": _text(_SERVICE_ACCOUNT, "give the name of a service account"),
-    "timeout_seconds": _whole(1, 86_400),
+    "timeout_seconds": _whole(0, 86_400),
     "ready_seconds": _whole(1, 86_400),
 }

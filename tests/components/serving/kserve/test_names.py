@@ -39,6 +39,13 @@ def test_every_model_has_names_that_kubernetes_and_kserve_take(model_name, versi
     assert _LABEL.fullmatch(digest_label(f"blake3:{digest.hex()}"))
 
 
+@pytest.mark.parametrize("model_name", ["m" * 63, "m" * 27])
+def test_the_longest_names_fit_into_a_label_and_a_host_name(model_name):
+    service = service_name(model_name)
+    assert len(f"isvc.{workload_name(service, predictor_name('9' * 30, 'blake3:' + 'f' * 64))}") <= 63
+    assert len(f"{workload_name(service)}-kubeflow-user-example-com") <= 63
+
+
 @given(st.lists(_MODEL_NAMES, min_size=2, max_size=5, unique=True))
 def test_two_models_never_share_a_service(names):
     assert len({service_name(name) for name in names}) == len(names)

@@ -12,16 +12,21 @@ from modelyard.components.serving.kserve.placement import Placement, parse_place
 def test_nothing_said_is_one_replica_wherever_the_step_runs():
     assert parse_placement({}) == Placement()
     assert parse_placement({"namespace": "", "gpus": None, "node_selector": {}, "tolerations": []}) == Placement()
+    nothing = ("gpus", "max_replicas", "scale_target", "timeout_seconds")
+    assert parse_placement({**dict.fromkeys(nothing, 0), "mode": "standard"}) == Placement(mode="standard")
 
 
 def test_numbers_may_come_as_a_pipeline_hands_them_over():
     placement = parse_placement({"cpu": 2.0, "gpus": 1.0, "min_replicas": 2.0, "max_replicas": 6.0, "autoscaler": "hpa"})
     assert (placement.cpu, placement.gpus, placement.min_replicas, placement.max_replicas) == ("2", 1, 2, 6)
     assert isinstance(placement.min_replicas, int)
+    assert parse_placement({"cpu": 0.25}).cpu == "0.25"
+    for memory in (4294967296, 4294967296.0, "4294967296"):
+        assert parse_placement({"memory": memory}).memory == "4294967296"
 
 
 def test_all_of_it_is_read():
-    toleration = {"key": "gpu", "operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 60.0}
+    toleration = {"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60.0}
     placement = parse_placement(
         {
             "namespace": "models",
@@ -56,6 +61,12 @@ def test_all_of_it_is_read():
         ({"namespace": "My_Models"}, "serving.namespace", "name of a namespace"),
         ({"cpu": "two"}, "serving.cpu", "500m"),
         ({"cpu": True}, "serving.cpu", "500m"),
+        ({"cpu": 0}, "serving.cpu", "1m at least"),
+        ({"cpu": "0m"}, "serving.cpu", "1m at least"),
+        ({"cpu": "0.0001"}, "serving.cpu", "1m at least"),
+        ({"cpu": float("nan")}, "serving.cpu", "500m"),
+        ({"memory": float("inf")}, "serving.memory", "2Gi"),
+        ({"memory": "0Gi"}, "serving.memory", "2Gi"),
         ({"memory": "2 Gi"}, "serving.memory", "2Gi"),
         ({"memory": 4}, "serving.memory", "2Gi"),
         ({"gpus": -1}, "serving.gpus", "0 to 64"),
@@ -78,6 +89,9 @@ def test_all_of_it_is_read():
         ({"tolerations": [{"keys": "gpu"}]}, "serving.tolerations", "key, operator"),
         ({"tolerations": [{"key": "gpu", "operator": "In"}]}, "serving.tolerations", "Equal or Exists"),
         ({"tolerations": [{"key": "gpu", "operator": "Exists", "value": "1"}]}, "serving.tolerations", "has no value"),
+        ({"tolerations": [{"key": "gp u", "operator": "Exists"}]}, "serving.tolerations", "as Kubernetes writes"),
+        ({"tolerations": [{"key": "gpu", "value": "a/b"}]}, "serving.tolerations", "as Kubernetes writes"),
+        ({"tolerations": [{"key": "gpu", "tolerationSeconds": 60}]}, "serving.tolerations", "NoExecute"),
         ({"tolerations": [{"value": "1"}]}, "serving.tolerations", "without a key"),
         ({"spot": "yes"}, "serving.spot", "true or false"),
         ({"service_account": "Fetcher"}, "serving.service_account", "service account"),
