@@ -104,7 +104,7 @@ class KnativeMode:
             stable = memory.stable.digest if memory.stable else ""
             if now.digest(in_charge) != stable or now.newest.digest not in (stable, over) or now.percent not in (None, 0):
                 raise TargetChanged(f"somebody else changed the versions of {self._service.model_name!r} meanwhile")
-            return self._manifest(version, 0)
+            return self._manifest(version, 0, live)
 
         self._service.edit(decide)
 
@@ -160,7 +160,7 @@ class KnativeMode:
             if live is None:
                 return None
             now = _Now(self._service, live)
-            given_up = now.digest(now.created) == stable.digest and now.is_given_up(now.created)
+            given_up = now.is_made() and now.is_given_up(now.created)
             if now.newest.digest == stable.digest and not given_up:
                 return None
             return self._manifest(stable, 0, live, again=given_up)
@@ -260,17 +260,24 @@ class KnativeMode:
         return _Now(self._service, live)
 
     def _manifest(self, version: Version, percent: int | None, live: Object | None = None, *, again: bool = False) -> Object:
-        """The service with this version; over one that has it already it makes no new revision, unless ``again``."""
+        """The service with this version; over one that has it already it makes no new revision, unless ``again``.
+
+        Every new revision is told from the others of its version by the generation that it was written over: the status speaks
+        of an older one until the controllers have come to the new one.
+        """
         wanted = self._service.manifest(KNATIVE, version.predictor, percent=percent)
-        if live is not None and model_of(live["spec"]["predictor"]).digest == version.digest:
-            attempt = int(live["spec"]["predictor"]["annotations"].get(ATTEMPT, 0)) + again
-            if attempt:
-                wanted["spec"]["predictor"]["annotations"][ATTEMPT] = str(attempt)
+        if live is None:
+            return wanted
+        before, annotations = live["spec"]["predictor"], wanted["spec"]["predictor"]["annotations"]
+        if again or model_of(before).digest != version.digest:
+            annotations[ATTEMPT] = str(live["metadata"]["generation"])
+        elif ATTEMPT in before["annotations"]:
+            annotations[ATTEMPT] = before["annotations"][ATTEMPT]
         return wanted
 
     def _trouble(self, now: "_Now", digest: str) -> tuple[str, bool]:
         """Why the latest revision is not ready, if it is of this version."""
-        if now.digest(now.created) != digest:
+        if not now.is_made() or now.newest.digest != digest:
             return "", False
         return trouble(self._pods(now, now.created))
 
@@ -281,7 +288,7 @@ class KnativeMode:
     def _latest_arm(self, now: "_Now", share: int, memory: Memory) -> SeenArm:
         """The latest revision; it has failed also if it is ready now and then."""
         seen = self._arm(now, now.newest, now.created, share, memory)
-        if now.digest(now.created) != now.newest.digest or not (why := crashes(self._pods(now, now.created))):
+        if not now.is_made() or not (why := crashes(self._pods(now, now.created))):
             return seen
         return replace(seen, arm=replace(seen.arm, ready=False, failed=True, reason=why, url=""))
 
@@ -327,10 +334,15 @@ class _Now:
         """Percent of the traffic that revisions of this version get."""
         return sum(target.get("percent") or 0 for target in self.traffic if self.digest(target["revisionName"]) == digest)
 
+    def is_made(self) -> bool:
+        """Whether the latest revision is of what is written in the service now."""
+        of_revision, written = self._annotations(self.created), self._live["spec"]["predictor"]["annotations"]
+        return identity(of_revision) == identity(written) and of_revision.get(ATTEMPT) == written.get(ATTEMPT)
+
     def is_latest(self, digest: str) -> bool:
         """Whether the latest revision is of this version, and ready."""
-        latest = self.created == self.component.get("latestReadyRevision") and self.digest(self.created) == digest
-        return bool(self.created) and latest and self.is_ready(self.created)
+        latest = self.created == self.component.get("latestReadyRevision") and self.newest.digest == digest
+        return self.is_made() and latest and self.is_ready(self.created)
 
     def is_ready(self, revision: str) -> bool:
         return self._condition(revision).get("status") == "True"

@@ -27,7 +27,7 @@ RUN_ID = "modelyard.dev/run-id"
 GIT_SHA = "modelyard.dev/git-sha"
 MODEL_CARD = "modelyard.dev/model-card"
 LAYOUT = "modelyard.dev/layout"
-# Makes another revision of the same version, where Knative has given the last one up.
+# Tells a revision from the others of its version; another one makes a new revision.
 ATTEMPT = "modelyard.dev/attempt"
 
 # Labels, to select by.

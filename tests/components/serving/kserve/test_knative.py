@@ -101,9 +101,7 @@ def test_a_revision_that_kserve_falls_back_to_by_itself_is_noticed_and_the_right
     assert served.target.state("fraud").stable.model == served.models["2"]
 
 
-def test_a_version_that_was_taken_back_gets_nothing_where_the_share_is_split_before_there_is_a_revision_to_split_it_with(
-    served,
-):
+def test_a_version_taken_back_gets_nothing_where_the_share_is_split_before_there_is_a_revision(served):
     served.bring("1")
     served.bring("2")
     served.target.restore("fraud", served.models["1"])
@@ -116,6 +114,25 @@ def test_a_version_that_was_taken_back_gets_nothing_where_the_share_is_split_bef
     served.target.roll_back("fraud")
     served.target.start_canary("fraud", served.models["3"])
     assert served.shares()[before + 1 :] == [{"1": 100}]
+
+
+def test_no_version_gets_all_the_traffic_on_the_word_of_a_status_that_speaks_of_an_older_revision(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.cluster.settle()
+    status = served.service()["status"]
+    old = served.cluster.all("revisions", {"modelyard.dev/version": "1"})[0]["metadata"]["name"]
+    status["components"]["predictor"].update(latestCreatedRevision=old, latestReadyRevision=old)
+
+    def speak_of_old():
+        served.cluster.pause()
+        served.cluster.store.set_status("inferenceservices", "fraud", "models", status)
+
+    # The version in charge is written again, and the controllers have not come to it.
+    served.cluster.interfere(speak_of_old, method="GET", path="inferenceservices", skip=3)
+    with pytest.raises(NotAvailable, match="waited 1 s in vain for version 1 to be ready"):
+        served.open(ready_seconds=1).roll_back("fraud")
+    assert _predictor(served)["canaryTrafficPercent"] == 0
 
 
 def test_a_version_in_charge_that_cannot_be_made_again_keeps_its_traffic_and_nothing_is_on_trial(served):
@@ -146,17 +163,23 @@ def test_what_knative_has_given_up_is_told_as_kserve_saw_it_last(served):
 def test_pods_of_another_revision_of_the_same_version_do_not_speak_for_the_one_that_is_waited_for(served):
     served.bring("1")
     served.target.start_canary("fraud", served.models["2"])
-    other = served.cluster.all("pods", {"modelyard.dev/version": "2"})[0]
+    served.cluster.settle()
+    other = served.cluster.all("pods", {"modelyard.dev/version": "1"})[0]
     ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": "an older one's"}}
     container = {"name": "kserve-container", "ready": False, "restartCount": 9, "state": ended}
     metadata = {**other["metadata"], "name": "other", "labels": {**other["metadata"]["labels"], _REVISION: "older"}}
+    metadata["ownerReferences"] = [{**metadata["ownerReferences"][0], "kind": "ReplicaSet", "uid": "another"}]
     del metadata["uid"], metadata["resourceVersion"]
     with served.cluster.lock:
-        served.cluster.store.create("pods", {**other, "metadata": metadata, "status": {}}, "kubelet")
+        served.cluster.store.create("pods", {**other, "metadata": metadata}, "kubelet")
+
+    def fall_over():
         served.cluster.store.set_status("pods", "other", "models", {"containerStatuses": [container]})
-    assert not served.target.state("fraud").canary.failed
-    served.target.promote("fraud", served.models["2"].digest)
-    assert served.target.state("fraud").stable.model == served.models["2"]
+
+    served.cluster.interfere(fall_over, times=1000, method="GET", path="pods")
+    assert not served.target.state("fraud").stable.failed
+    served.target.roll_back("fraud")
+    assert served.target.state("fraud").canary is None
 
 
 def test_a_canary_that_crashes_again_and_again_has_failed_though_it_is_ready_in_between(served):
