@@ -27,7 +27,9 @@ class _BadAnswer(Exception):
     """Something answered, but not with scores."""
 
 
-def golden_fault(arm: Arm, model_name: str, directory: Path, sleep: Callable[[float], None] = time.sleep) -> str:
+def golden_fault(
+    arm: Arm, model_name: str, directory: Path, sleep: Callable[[float], None] = time.sleep, *, patient: bool = True
+) -> str:
     """What is wrong with an arm's answers to the golden rows; empty if they are as they must be.
 
     Args:
@@ -35,6 +37,7 @@ def golden_fault(arm: Arm, model_name: str, directory: Path, sleep: Callable[[fl
         model_name: the served model.
         directory: the model's verified directory.
         sleep: waits for a number of seconds before an attempt is repeated.
+        patient: whether it is asked again while nothing answers at its address.
 
     Raises:
         NotAvailable: nothing answers at the arm's address, which says nothing of the arm.
@@ -54,6 +57,8 @@ def golden_fault(arm: Arm, model_name: str, directory: Path, sleep: Callable[[fl
             answer = _ask(arm.url, path, body)
             break
         except (NotAvailable, _BadAnswer) as error:
+            if isinstance(error, NotAvailable) and not patient:
+                raise
             fault = error
     else:
         if isinstance(fault, NotAvailable):

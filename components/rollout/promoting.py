@@ -4,6 +4,7 @@
 |---|---|
 | the record says what is about to be done, and takes a running rollout out of its process's hands | a repetition goes on |
 | a version that is not on trial is started without traffic | the version in charge stays if it does not become ready |
+| it is asked for the golden rows, if it can be reached from here | it scores here as where it was made |
 | the registry makes it the champion, in place of the one it was judged against | of two promotions one wins |
 | the target gives it all the traffic | the version that was in charge is what a rollback brings back |
 
@@ -11,15 +12,19 @@ A rollback wins over a promotion at any moment before the last.
 """
 
 import secrets
+import tempfile
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
+from modelyard.components.announcements import announce
 from modelyard.components.artifacts.names import check_model_name
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
+from modelyard.components.registry import versions
 from modelyard.components.registry.promotion import PromotionRefused, check_may_follow, note_promotion, promote_model
 from modelyard.components.rollout import record, registry_side
+from modelyard.components.rollout.golden import golden_fault
 from modelyard.components.rollout.record import FINISHED, Record, TakenOver
 from modelyard.components.rollout.registry_side import RegistryChange
 from modelyard.components.rollout.rollback import on_trial
@@ -58,8 +63,8 @@ def promote(model_name: str, version: str = "", target: ServingTarget | str = "l
         PromotionRefused: another version is champion than the one it was judged against; nothing is changed.
         TargetChanged: the promotion of another version is half done, or a rollback took this one back.
         VerificationFailed: the stored model is not what the registry says it is; the version in charge stays.
-        NotAvailable: it does not become ready, and the version in charge stays; or the target or the registry cannot be
-            reached, and a repetition goes on.
+        NotAvailable: it does not become ready, or scores its golden rows otherwise than it should, and the version in charge
+            stays; or the target or the registry cannot be reached, and a repetition goes on.
     """
     check_model_name(model_name)
     if isinstance(target, str):
@@ -184,6 +189,19 @@ class _Promotion:
             raise TargetChanged(f"somebody else took version {self._model.version} of {self._name!r} away: try again")
         if not arm.ready:
             self._give_up(arm)
+        if fault := self._fault(arm):
+            self._give_up(replace(arm, reason=fault))
+
+    def _fault(self, arm: Arm) -> str:
+        """What is wrong with the version's answers to the golden rows; empty as well if it cannot be asked, which is said."""
+        model = self._model
+        with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
+            try:
+                directory = versions.fetch_verified(self._name, model.version, model.digest, model.uri, folder)
+                return golden_fault(arm, self._name, directory, patient=False)
+            except NotAvailable as error:
+                announce(f"Version {model.version} is put in charge without its golden rows: it cannot be asked here, {error}")
+                return ""
 
     def _put_in_charge(self) -> None:
         try:

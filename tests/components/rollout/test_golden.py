@@ -125,6 +125,8 @@ def test_an_answer_that_failed_is_asked_for_again(arm, directory):
 def test_where_nothing_answers_nothing_is_said_of_the_arm(directory, url):
     with pytest.raises(NotAvailable, match=re.escape(url or "the arm's address")):
         golden_fault(at(url), "fraud", directory, sleep=lambda seconds: None)
+    with pytest.raises(NotAvailable):
+        golden_fault(at(url), "fraud", directory, sleep=pytest.fail, patient=False)
 
 
 def test_an_address_with_a_path_is_asked_below_it(arm, directory):

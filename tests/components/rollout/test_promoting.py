@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from modelyard.components.errors import InvalidInput, NotAvailable
@@ -18,6 +20,22 @@ def named() -> dict[str, str]:
 
 def tags(version: str) -> dict[str, str]:
     return client().get_model_version("fraud", version).tags
+
+
+@pytest.fixture(autouse=True)
+def golden(monkeypatch):
+    """What versions answer to the golden rows: what is wrong with it, or an error; and which were asked."""
+    golden = SimpleNamespace(fault="", error=None, asked=[])
+
+    def answer(arm, model_name, directory, *, patient):
+        assert (directory / "golden_rows.json").is_file()
+        golden.asked.append(arm.model.version)
+        if golden.error is not None:
+            raise golden.error
+        return golden.fault
+
+    monkeypatch.setattr(promoting, "golden_fault", answer)
+    return golden
 
 
 @pytest.fixture
@@ -113,6 +131,24 @@ def test_a_version_that_does_not_become_ready_is_not_put_in_charge(trial):
         promote("fraud", "2", at.target)
     assert (at.in_charge, at.target.canary, named()["champion"]) == ("1", None, "1")
     assert record.read(at.target, "fraud").promoted == {}
+
+
+@pytest.mark.parametrize("version", ["", "2"])
+def test_a_version_that_scores_its_golden_rows_otherwise_is_not_put_in_charge(on_trial, golden, version):
+    golden.fault = "golden row 3 scores 0.2 instead of 0.4"
+    with pytest.raises(NotAvailable, match=f"version {version or 3} .*cannot be put in charge: golden row 3 scores 0.2"):
+        promote("fraud", version, on_trial.target)
+    assert golden.asked == [version or "3"]
+    assert (on_trial.in_charge, on_trial.target.canary, named()["champion"]) == ("1", None, "1")
+    assert record.read(on_trial.target, "fraud").promoted == {}
+
+
+def test_that_a_version_cannot_be_asked_for_its_golden_rows_from_here_is_said(on_trial, golden, capsys):
+    golden.error = NotAvailable("http://simulated/3 does not answer: no such name")
+    assert promote("fraud", "", on_trial.target).version == on_trial.in_charge == "3"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("modelyard: ")]
+    assert "Version 3 is put in charge without its golden rows" in line
+    assert "no such name" in line
 
 
 def test_a_version_on_trial_that_is_not_ready_stays_on_trial(on_trial):
