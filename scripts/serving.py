@@ -16,7 +16,7 @@ from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.rollout.record import is_held
 from modelyard.components.serving.buckets import LATENCY_EDGES, SCORE_EDGES
 from modelyard.components.serving.local.target import Health, LocalTarget
-from modelyard.components.serving.target import Arm, Counts, ServingState, ServingTarget
+from modelyard.components.serving.target import Arm, Counts, ServedModel, ServingState, ServingTarget
 from modelyard.components.serving.targets import LOCAL, command_options, open_target
 from modelyard.scripts import cli
 
@@ -103,8 +103,8 @@ def promote_command(arguments: argparse.Namespace) -> int:
 def rollback_command(arguments: argparse.Namespace) -> int:
     from modelyard.components.rollout.rollback import roll_back
 
-    target, _ = _opened(arguments)
-    done = roll_back(arguments.name, target, arguments.reason)
+    target, options = _opened(arguments)
+    done = roll_back(arguments.name, target, arguments.reason, options)
     stays = f"version {done.version} is in charge" if done.version else "no version is in charge"
     print(f"{arguments.name}: {stays}, version {done.replaced} was taken back")
     print(f"  registry  {done.registry}")
@@ -136,15 +136,29 @@ def split_command(arguments: argparse.Namespace) -> int:
         model = find(arguments.name, arguments.version)
         if model.digest == state.stable.model.digest:
             raise InvalidInput("--version", arguments.version, "it is in charge already; name another one")
-        target.start_canary(arguments.name, model)
-        canary = target.state(arguments.name).canary
-        if canary is None or not canary.ready:
-            reason = canary.reason if canary else "it was taken away meanwhile"
-            target.roll_back(arguments.name)
-            raise NotAvailable(f"version {arguments.version} of {arguments.name!r} cannot be served: {reason}")
+        try:
+            target.start_canary(arguments.name, model)
+            canary = target.state(arguments.name).canary
+            if canary is None or not canary.ready:
+                reason = canary.reason if canary else "it was taken away meanwhile"
+                raise NotAvailable(f"version {arguments.version} of {arguments.name!r} cannot be served: {reason}")
+        except NotAvailable as error:
+            if state.canary is None:
+                _take_away(target, arguments.name, model, error, options)
+            raise
         target.set_share(arguments.name, arguments.share, mirror=arguments.mirror)
     print("\n".join(_described(target, target.state(arguments.name), options)))
     return cli.OK
+
+
+def _take_away(target: ServingTarget, model_name: str, model: ServedModel, error: NotAvailable, options: str) -> None:
+    """Ends the trial of a version that could not be served, if it is still the one on trial."""
+    try:
+        canary = target.state(model_name).canary
+        if canary is not None and canary.model.digest == model.digest:
+            target.roll_back(model_name)
+    except NotAvailable as away:
+        raise NotAvailable(f"{error}; take it away with: modelyard split {model_name} --end{options} ({away})") from error
 
 
 def how_to_call(target: LocalTarget, model_name: str) -> str:

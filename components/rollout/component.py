@@ -119,9 +119,10 @@ def rollback_model(
         registry: What came of the registry; starts with "pending:" if it could not be told yet.
     """
     from modelyard.components.rollout.rollback import roll_back
-    from modelyard.components.serving.targets import open_target
+    from modelyard.components.serving.targets import command_options, open_target
 
-    done = roll_back(model_name, open_target(target, {"namespace": namespace}), reason)
+    serving = {"namespace": namespace}
+    done = roll_back(model_name, open_target(target, serving), reason, command_options(target, serving))
     return (done.version, done.digest, done.replaced, done.registry)
 
 
@@ -135,10 +136,11 @@ def promote_served_model(
 ) -> NamedTuple("Outputs", [("version", str), ("digest", str), ("replaced", str)]):
     """Puts the version on trial, or another registered one, in charge by hand, with all the traffic.
 
-    A rollout that is under way stops. The version must be ready, and the registry must agree: it becomes the champion only in
-    place of the one that it was judged against. Then it gets all the traffic, and the version that was in charge is what a
-    rollback brings back. If the registry refuses it, or it does not become ready, the version in charge stays. Repeating a
-    promotion changes nothing; one that was killed is finished by repeating it.
+    A rollout that is under way stops. The version must be ready and, if it can be reached from here, score its golden rows as
+    it should, and the registry must agree: it becomes the champion only in place of the one that it was judged against. Then it
+    gets all the traffic, and the version that was in charge is what a rollback brings back. If it is refused, or does not
+    become ready, the version in charge stays. Repeating a promotion changes nothing; one that was killed is finished by
+    repeating it.
 
     Args:
         model_name: Name of the served model.

@@ -44,17 +44,18 @@ class RolledBack:
     registry: str
 
 
-def roll_back(model_name: str, target: ServingTarget | str = "local", reason: str = "") -> RolledBack:
+def roll_back(model_name: str, target: ServingTarget | str = "local", reason: str = "", options: str = "") -> RolledBack:
     """Ends the trial that is under way, or else puts the version that was in charge before in charge again.
 
     A rollback that was killed is finished by the next one. One that is done is not undone by repeating it: the version that
-    was taken out of charge comes back only by a rollout, or by ``modelyard serve NAME --version``. After the end of a trial a
+    was taken out of charge comes back only by a rollout, or by ``modelyard promote NAME --version``. After the end of a trial a
     repetition changes nothing for ten minutes; later it is a rollback of its own.
 
     Args:
         model_name: the served model.
         target: where it is served, or its name; see ``open_target``.
         reason: why, for the registry.
+        options: what the ``modelyard`` commands need to reach the target; see ``command_options``.
 
     Raises:
         InvalidInput: nothing is on trial, and nothing was served before.
@@ -73,7 +74,7 @@ def roll_back(model_name: str, target: ServingTarget | str = "local", reason: st
             registry = intent["answer"]["registry"] if not notes.pending else _settle(target, model_name, [])
             return _answer(target, model_name, intent, registry)
         if not (_is_half_done(state, intent) and _is_over(notes)):
-            intent = _end_trial(notes, state, trial, reason) if trial else _bring_back(model_name, state, reason)
+            intent = _end_trial(notes, state, trial, reason) if trial else _bring_back(model_name, state, reason, options)
         if not intent["trial"] and intent["to"]["digest"] not in verified:
             _verify(model_name, ServedModel(**intent["to"]))
             verified.add(intent["to"]["digest"])
@@ -141,15 +142,14 @@ def _end_trial(notes: Record, state: ServingState, trial: ServedModel, reason: s
     return _intent(asdict(trial), stays, reason, change, trial=True)
 
 
-def _bring_back(model_name: str, state: ServingState, reason: str) -> dict[str, Any]:
+def _bring_back(model_name: str, state: ServingState, reason: str, options: str) -> dict[str, Any]:
     if state.stable is None or state.previous is None:
         found = (
             f"version {state.stable.model.version} is the first that is served here" if state.stable else "nothing is served"
         )
+        another = f"promote {model_name} --version VERSION{options}" if options else f"serve {model_name} --version VERSION"
         raise InvalidInput(
-            "model_name",
-            model_name,
-            f"there is no version to bring back, {found}: choose one with modelyard serve {model_name} --version",
+            "model_name", model_name, f"there is no version to bring back, {found}: choose one with modelyard {another}"
         )
     goes, comes, reason = state.stable.model, state.previous, reason or "rolled back by hand"
     change = RegistryChange(registry_side.BRING_BACK, comes.version, comes.digest, goes.version, reason)

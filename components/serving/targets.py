@@ -40,8 +40,10 @@ def open_target(name: str, serving: Mapping[str, Any] | None = None, *, watched:
 
 
 def command_options(name: str, serving: Mapping[str, Any] | None = None) -> str:
-    """What the ``modelyard`` commands need besides a model's name to reach this target, with a space before it."""
+    """What the ``modelyard`` commands need besides a model's name to reach this target, anywhere, with a space before it."""
     if name == LOCAL:
         return ""
-    namespace = (serving or {}).get("namespace", "")
+    from modelyard.components.serving.kserve.api import own_namespace
+
+    namespace = (serving or {}).get("namespace") or own_namespace()
     return f" --target {name}" + (f" --namespace {namespace}" if namespace else "")

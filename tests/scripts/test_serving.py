@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelyard.components.artifacts.model import Feature, ModelSpec, write_spec
+from modelyard.components.errors import NotAvailable
 from modelyard.components.rollout import record
 from modelyard.components.rollout.record import Progress
 from modelyard.components.serving.local.processes import find
@@ -271,6 +272,31 @@ def test_what_a_cluster_serves_is_looked_at_split_promoted_and_rolled_back(home,
     cluster.stable.ready, cluster.stable.reason = False, "no node has a free GPU"
     run("status", "fraud", *there, status=cli.FAILED)
     assert "no node has a free GPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_version_that_is_not_ready_in_time_is_not_left_on_trial(home, cluster, capsys, away):
+    run("promote", "fraud", "--version", 1, "--target", "kserve", "--namespace", "models")
+    work = cluster.start_canary
+
+    def wait_in_vain(*arguments):
+        work(*arguments)
+        cluster.unreachable = {"roll_back"} if away else set()
+        raise NotAvailable("waited 900 s in vain")
+
+    cluster.start_canary = wait_in_vain
+    split = ("split", "fraud", "--version", 2, "--share", 20, "--target", "kserve", "--namespace", "models")
+    run(*split, status=cli.NOT_AVAILABLE)
+    shown = capsys.readouterr().err
+    assert "waited 900 s in vain" in shown
+    assert (cluster.canary is not None) == away
+    assert ("modelyard split fraud --end --target kserve --namespace models" in shown) == away
+    # One that was on trial before stays so.
+    cluster.unreachable, cluster.start_canary = set(), work
+    run(*split)
+    cluster.start_canary = wait_in_vain
+    run(*split, status=cli.NOT_AVAILABLE)
+    assert cluster.canary.share == 20
 
 
 def test_where_nothing_was_served_there_is_nothing_to_bring_back_or_to_stop(tmp_path, monkeypatch, capsys):

@@ -11,6 +11,7 @@ from modelyard.components.rollout import engine, rollback
 from modelyard.components.rollout.registry_side import finish_pending
 from modelyard.components.rollout.rollback import RolledBack, roll_back
 from modelyard.components.serving.target import TargetChanged
+from modelyard.components.serving.targets import command_options
 from modelyard.components.tracking.connection import client
 from tests.support.simulated_target import Killed
 
@@ -99,8 +100,10 @@ def test_a_version_rolled_back_to_can_be_followed_by_a_new_rollout_and_rolled_ba
 def test_with_nothing_before_there_is_nothing_to_bring_back(trial):
     for at in (trial(), trial(serving="")):
         serving = at.in_charge
-        with pytest.raises(InvalidInput, match="no version to bring back"):
+        with pytest.raises(InvalidInput, match=r"no version to bring back.* modelyard serve fraud --version"):
             roll_back("fraud", at.target)
+        with pytest.raises(InvalidInput, match="modelyard promote fraud --version VERSION --target kserve --namespace models"):
+            roll_back("fraud", at.target, options=command_options("kserve", {"namespace": "models"}))
         assert at.in_charge == serving
         assert at.target.record is None
 

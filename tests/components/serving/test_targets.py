@@ -27,6 +27,17 @@ def test_a_command_reaches_the_target_again_by_its_options():
     assert command_options("kserve", {"namespace": ""}) == command_options("kserve") == " --target kserve"
 
 
+def test_the_commands_to_run_elsewhere_name_the_namespace_of_the_pod_that_names_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("modelyard.components.serving.kserve.api._ACCOUNT", tmp_path)
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    for name, content in (("token", "secret"), ("namespace", "models\n")):
+        (tmp_path / name).write_text(content)
+    assert command_options("kserve") == " --target kserve --namespace models"
+    assert command_options("kserve", {"namespace": "shop"}) == " --target kserve --namespace shop"
+    monkeypatch.setenv("KUBECONFIG", "elsewhere")
+    assert command_options("kserve") == " --target kserve"
+
+
 def test_another_name_is_refused():
     with pytest.raises(InvalidInput, match="target = 'here': use local or kserve"):
         open_target("here")
