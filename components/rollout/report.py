@@ -79,7 +79,10 @@ def render_report(model_name: str, progress: Progress) -> str:
                 f"within the limits reaches any boundary with a chance of at most {100 * evidence.limits.alpha:g} %, if "
                 "requests are dealt out at random. Where callers send x-modelyard-key, one caller always refused weighs on one "
                 "arm, and that chance is larger. The latency test also takes it that nothing but the version slows an arm for "
-                f"longer than {TURN_SECONDS:g} s at a time. A test without data says nothing, and is not counted as passed.",
+                f"longer than {TURN_SECONDS:g} s at a time. Where proxies count latencies in wide buckets (Knative, Istio), "
+                "a request is taken for as fast as its bucket allows for the version on trial, and for as slow for the "
+                "other one: the ratio reads low, and a version that is somewhat too slow may pass. A test without data says "
+                "nothing, and is not counted as passed.",
             )
         )
     if progress.timeline:

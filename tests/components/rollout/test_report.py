@@ -40,6 +40,7 @@ def test_the_page_of_a_promotion_has_every_part(trial):
     assert page.texts["span"].count("nothing against it") == 4
     assert "Boundary, 50" in page.texts["text"]
     assert any("Promoted" in text for text in page.texts["p"])
+    assert any("wide buckets (Knative, Istio)" in text and "the ratio reads low" in text for text in page.texts["p"])
 
 
 def test_the_page_of_a_rollback_says_what_spoke_against_it(trial):
