@@ -376,7 +376,7 @@ def _brought_up(memory: Memory, live: Object, seen: Seen) -> Memory:
     if seen.canary is None:
         canary = None
     elif seen.canary_digest != (canary.digest if canary else ""):
-        canary = memory.find(seen.canary_digest) or recover(live, memory, "canary")
+        canary = memory.find(seen.canary_digest) or recover(live, replace(memory, stable=stable), "canary")
     if (stable, canary, previous) == (memory.stable, memory.canary, memory.previous):
         return memory
     return replace(memory, stable=stable, canary=canary, previous=previous)

@@ -159,6 +159,14 @@ def test_what_goes_wrong_with_a_request_goes_wrong_as_planned(cluster, client):
     assert [status for _, _, status in cluster.requests] == [429, 200, 0]
 
 
+def test_a_container_has_its_environment_in_the_order_that_was_applied(client):
+    env = [{"name": name, "value": "1"} for name in ("HOST", "URL", "A")]
+    applied = knative("1")
+    applied["spec"]["predictor"]["model"]["env"] = env
+    _, found = client.apply(applied)
+    assert found["spec"]["predictor"]["model"]["env"] == env
+
+
 def test_who_has_no_token_is_not_let_in(cluster):
     stranger = Client(cluster)
     stranger._headers = {}

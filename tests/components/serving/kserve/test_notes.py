@@ -46,6 +46,15 @@ def test_a_change_is_decided_again_where_somebody_else_was_faster(served):
     assert (other.record(), other.memory()) == ({"revision": 2}, Memory(_ONE))
 
 
+def test_versions_are_swapped_only_for_those_that_were_read(served):
+    notes, two = Notes(served.api(), "fraud"), Memory(_ONE, share=2)
+    assert notes.swap(Memory(), Memory(_ONE))
+    assert not notes.swap(Memory(), two)
+    assert notes.memory() == Memory(_ONE)
+    assert notes.swap(Memory(_ONE), two)
+    assert notes.swap(Memory(_ONE), two), "whoever wanted the same has it"
+
+
 def test_of_two_who_write_over_the_same_record_one_is_told(served):
     one, other = Notes(served.api(), "fraud"), Notes(served.api(), "fraud")
 

@@ -3,6 +3,9 @@
 import pytest
 
 from modelyard.components.errors import InvalidInput, NotAvailable, VerificationFailed
+from modelyard.components.serving.kserve import target
+from modelyard.components.serving.kserve.notes import Notes
+from modelyard.components.serving.kserve.predictors import inference_service
 from modelyard.components.serving.target import RecordChanged, ServedModel, TargetChanged
 
 pytestmark = pytest.mark.server
@@ -117,7 +120,9 @@ def test_verbs_that_are_repeated_change_nothing(served):
 def test_another_version_is_not_put_on_trial_beside_one_that_is(served):
     served.bring("1")
     served.target.start_canary("fraud", served.models["2"])
-    with pytest.raises(TargetChanged, match=r"version 2 .* under trial"):
+    with pytest.raises(
+        TargetChanged, match=r"version 2 .* under trial .* split fraud --end --target kserve --namespace models"
+    ):
         served.target.start_canary("fraud", served.models["3"])
     with pytest.raises(TargetChanged, match="cannot be promoted"):
         served.target.promote("fraud", served.models["3"].digest)
@@ -179,6 +184,93 @@ def test_a_restoration_that_cannot_be_leaves_what_is_in_charge(served):
     state = served.target.state("fraud")
     assert (state.stable.model, state.stable.share, state.canary) == (served.models["1"], 100, None)
     assert served.shares() == [{"1": 100}]
+
+
+def test_a_restoration_is_not_undone_once_the_version_serves(served):
+    served.bring("1")
+    served.bring("2")
+
+    def refuse():
+        if served.cluster.traffic("fraud") == {"1": 100} and not refused:
+            refused.append(True)
+            served.cluster.fail(403, method=method, path=path)
+
+    # In Standard mode when names are to change, in Knative mode when all that is left is to write it down.
+    method, path = ("PATCH", "inferenceservices") if served.mode == "standard" else ("PUT", "configmaps")
+    refused = []
+    served.cluster.interfere(refuse, times=1000, method="GET")
+    with pytest.raises(NotAvailable, match="does not allow"):
+        served.target.restore("fraud", served.models["1"])
+    assert served.shares()[-1] == {"1": 100}
+    served.target.restore("fraud", served.models["1"])
+    state = served.target.state("fraud")
+    assert (state.stable.model, state.canary, state.previous) == (served.models["1"], None, served.models["2"])
+    assert served.shares()[-1] == {"1": 100}
+
+
+def test_of_two_who_start_a_version_one_is_told_and_changes_nothing(served, monkeypatch):
+    served.bring("1")
+    mine, others = served.open(), served.open()
+    verified = target._provenance
+
+    def slow(*args):
+        monkeypatch.setattr(target, "_provenance", verified)
+        others.start_canary("fraud", served.models["2"])
+        return verified(*args)
+
+    # While this one downloads and verifies, another begins a trial.
+    monkeypatch.setattr(target, "_provenance", slow)
+    with pytest.raises(TargetChanged, match="meanwhile"):
+        mine.start_canary("fraud", served.models["3"])
+    state = others.state("fraud")
+    assert (state.stable.model, state.canary.model) == (served.models["1"], served.models["2"])
+    assert Notes(served.api(), "fraud").memory().canary.model == served.models["2"]
+
+
+def test_a_start_does_not_undo_a_promotion_that_came_meanwhile(served, monkeypatch):
+    served.bring("1")
+    mine, others = served.open(), served.open()
+    verified = target._provenance
+
+    def slow(*args):
+        monkeypatch.setattr(target, "_provenance", verified)
+        others.start_canary("fraud", served.models["2"])
+        others.promote("fraud", served.models["2"].digest)
+        return verified(*args)
+
+    monkeypatch.setattr(target, "_provenance", slow)
+    with pytest.raises(TargetChanged, match="meanwhile"):
+        mine.start_canary("fraud", served.models["3"])
+    state = others.state("fraud")
+    assert (state.stable.model, state.stable.share, state.canary) == (served.models["2"], 100, None)
+    assert state.previous == served.models["1"]
+
+
+def test_two_who_make_the_service_at_the_same_moment_are_noticed(served):
+    predictor = {"model": {"modelFormat": {"name": "modelyard"}, "runtime": "modelyard-predictor", "storageUri": "s3://b/0"}}
+    predictor["annotations"] = {"modelyard.dev/model-name": "fraud", "modelyard.dev/model-digest": "blake3:0"}
+    theirs = inference_service("fraud", "models", served.mode, "fraud", predictor)
+    served.cluster.interfere(
+        lambda: served.cluster.apply("inferenceservices", theirs, manager="modelyard"), method="PATCH", path="inferenceservices"
+    )
+    with pytest.raises(TargetChanged, match="at the same moment"):
+        served.target.start_canary("fraud", served.models["1"])
+
+
+def test_a_service_that_cannot_be_taken_away_is_not_said_to_be_gone(served):
+    served.target.start_canary("fraud", served.models["1"])
+
+    def touch():
+        served.cluster.edit(
+            "inferenceservices", "fraud", lambda found: found["metadata"]["labels"].update(at=str(len(touched)))
+        )
+        touched.append(True)
+
+    touched = []
+    served.cluster.interfere(touch, times=1000, method="DELETE")
+    with pytest.raises(NotAvailable, match="changed by others all the time"):
+        served.target.roll_back("fraud")
+    assert served.target.state("fraud").canary.model == served.models["1"]
 
 
 def test_a_version_whose_model_is_refused_in_its_pods_has_failed_and_says_why(served):
@@ -386,6 +478,19 @@ def test_notes_that_were_lost_are_found_again_in_the_cluster(served):
     state = served.target.state("fraud")
     assert (state.stable.model, state.stable.share, state.canary) == (served.models["1"], 100, None)
     assert not served.was_ever_lost()
+
+
+def test_a_version_on_trial_whose_notes_were_lost_is_scaled_in_charge_as_the_one_before(serve):
+    served = serve("standard")
+    served.bring("1", autoscaler="hpa", min_replicas=2, max_replicas=9)
+    served.target = served.open(autoscaler="hpa", min_replicas=2, max_replicas=9)
+    served.target.start_canary("fraud", served.models["2"])
+    served.cluster.delete("configmaps", "fraud-modelyard")
+    served.target.promote("fraud", served.models["2"].digest)
+    predictor = served.service()["spec"]["predictor"]
+    assert predictor["annotations"]["modelyard.dev/model-version"] == "2"
+    assert predictor["annotations"]["serving.kserve.io/autoscalerClass"] == "hpa"
+    assert (predictor["minReplicas"] >= 2, predictor["maxReplicas"]) == (True, 9)
 
 
 def test_the_objects_say_which_version_it_is_where_it_comes_from_and_only_there(served):
