@@ -25,7 +25,7 @@ from tests.support.simulated_target import Killed
 def at_target(trial, laptop, monkeypatch, tmp_path):
     """A target under the name ``simulated``, and the arguments of a rollout there that ends at once: version 1 is in charge."""
     at = trial()
-    monkeypatch.setattr(rolling_out, "open_target", lambda name, serving: {"simulated": at.target}[name])
+    monkeypatch.setattr(rolling_out, "open_target", lambda name, serving, *, watched: {"simulated": at.target}[name])
     model = laptop.versions["1"]
     arguments = {"model_name": "fraud", "target": "simulated", "digest": model.digest, "uri": model.uri, "version": "1", **PLAN}
     return lambda **changes: rollout_model(tmp_path / "report.html", tmp_path / "timeline.json", **{**arguments, **changes})
@@ -66,7 +66,9 @@ def test_shadow_traffic_is_refused_at_once_where_none_can_be_sent(trial):
 @pytest.mark.parametrize(("target", "limits", "grace"), [("kserve", {}, 300.0), ("kserve", {"ready_grace_seconds": 5}, 5.0)])
 def test_a_cluster_gets_its_own_options_and_time_to_start_a_pod_anew(trial, monkeypatch, tmp_path, target, limits, grace):
     at, asked = trial(), []
-    monkeypatch.setattr(rolling_out, "open_target", lambda name, serving: asked.append((name, serving)) or at.target)
+    monkeypatch.setattr(
+        rolling_out, "open_target", lambda name, serving, *, watched: asked.append((name, serving)) or at.target
+    )
     model = at.laptop.versions["3"]
     at.target.start_canary("fraud", at.laptop.versions["2"])
     serving = {"namespace": "models", "gpus": 1}
