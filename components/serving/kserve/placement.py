@@ -21,8 +21,10 @@
 | ``timeout_seconds`` | after which a request is given up | KServe's |
 | ``ready_seconds`` | in which a version must become ready | 900 |
 
-In Standard mode KServe gives a version on trial whatever it leaves out and the version in charge has: a node selector,
-tolerations or a service account can be replaced by a release, but not removed.
+How a version runs comes key by key from the version in charge where a key is not given, scaling included; only ``runtime`` and
+``gpus`` are said each time. A version that is brought back without any key runs as it did. In Standard mode KServe
+gives a version on trial whatever the version in charge has and it leaves empty: a node selector, tolerations or a service
+account can be replaced by a release there, but not removed.
 
 A release needs room: in Standard mode for the replicas on trial beside all those in charge, at 100 % as many again; with
 ``min_replicas`` above 1 for one more while the first of them starts. With ``keda`` for one more after the promotion, too, GPUs
@@ -32,7 +34,7 @@ Standard mode needs Kubernetes 1.30: pods that end go on answering for a moment 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelyard.components.errors import InvalidInput
@@ -51,11 +53,20 @@ _LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 _MOST_REPLICAS = 10_000
+# These say nothing of how a version runs.
+_OF_THE_RELEASE = ("namespace", "mode", "ready_seconds")
+# Here none is a value.
+_EMPTY_COUNTS = ("min_replicas", "spot")
+_SCALING_KEYS = ("max_replicas", "scale_metric", "scale_target")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how predictors run; see the module. Empty and 0 mean "not given"."""
+    """Where and how predictors run; see the module. Empty and 0 mean "not given".
+
+    Attributes:
+        given: the keys that say how a version runs and were given; the others come from the version in charge.
+    """
 
     namespace: str = ""
     mode: str = ""
@@ -74,6 +85,7 @@ class Placement:
     service_account: str = ""
     timeout_seconds: int = 0
     ready_seconds: int = 900
+    given: frozenset[str] = frozenset()
 
 
 def parse_placement(serving: Mapping[str, Any]) -> Placement:
@@ -85,19 +97,29 @@ def parse_placement(serving: Mapping[str, Any]) -> Placement:
     Raises:
         InvalidInput: a key that there is not, or a value that cannot be used.
     """
-    known = [entry.name for entry in fields(Placement)]
+    known = [*_READERS]
     given = {}
     for key, value in serving.items():
         if key not in known:
             raise InvalidInput(f"serving.{key}", value, f"there is no such key; use {', '.join(known)}")
         if value not in (None, "", [], {}):
             given[key] = _READERS[key](f"serving.{key}", value)
-    placement = Placement(**given)
+    told = {key for key, value in given.items() if value or key in _EMPTY_COUNTS}
+    placement = Placement(**given, given=frozenset(told.difference(_OF_THE_RELEASE)))
     modes = (placement.mode,) if placement.mode else (STANDARD, KNATIVE)
     problems = [problem for mode in modes if (problem := scaling_problem(placement, mode))]
     if len(problems) == len(modes):
         raise problems[0]
     return placement
+
+
+def completed(placement: Placement, mode: str, in_charge: Mapping[str, Any]) -> Placement:
+    """A placement with what was not given taken from the one of the version in charge, by its keys."""
+    taken = {key: value for key, value in in_charge.items() if key not in placement.given}
+    if mode == STANDARD and taken.get("autoscaler", placement.autoscaler) not in (HPA, KEDA):
+        # Nobody would scale by them.
+        taken = {key: value for key, value in taken.items() if key not in _SCALING_KEYS}
+    return replace(placement, **taken)
 
 
 def scaling_problem(placement: Placement, mode: str) -> InvalidInput | None:

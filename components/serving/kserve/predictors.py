@@ -57,9 +57,10 @@ _SPOT = {
     "karpenter.sh/capacity-type": "spot",
     "eks.amazonaws.com/capacityType": "SPOT",
 }
+_SPOT_TOLERATIONS = [{"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"} for key, value in _SPOT.items()]
 _DEFAULT_UTILIZATION = 80
 # What a predictor says of replicas is not in its pods, and no business of another version's.
-_SCALING = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "autoScaling")
+SCALING = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "autoScaling")
 
 
 def build_predictor(placement: Placement, mode: str, model_name: str, model: ServedModel, provenance: Provenance) -> Object:
@@ -122,6 +123,30 @@ def build_predictor(placement: Placement, mode: str, model_name: str, model: Ser
     return predictor
 
 
+def placement_of(predictor: Mapping[str, Any]) -> Object:
+    """How a predictor of ours runs, by the keys of a placement; what it leaves to KServe is not among them, nor are GPUs."""
+    requests = predictor["model"].get("resources", {}).get("requests", {})
+    metrics = (predictor.get("autoScaling") or {}).get("metrics") or [{}]
+    resource = metrics[0].get("resource") or {}
+    tolerations = list(predictor.get("tolerations") or ())
+    spot = "affinity" in predictor
+    found = {
+        "cpu": requests.get("cpu"),
+        "memory": requests.get("memory"),
+        "min_replicas": predictor.get("minReplicas"),
+        "max_replicas": predictor.get("maxReplicas"),
+        "autoscaler": predictor["annotations"].get(AUTOSCALER),
+        "scale_metric": predictor.get("scaleMetric") or resource.get("name"),
+        "scale_target": predictor.get("scaleTarget") or resource.get("target", {}).get("averageUtilization"),
+        "node_selector": predictor.get("nodeSelector"),
+        "tolerations": tuple(each for each in tolerations if not (spot and each in _SPOT_TOLERATIONS)),
+        "spot": spot,
+        "service_account": predictor.get("serviceAccountName"),
+        "timeout_seconds": predictor.get("timeout"),
+    }
+    return {key: value for key, value in found.items() if value or (key == "min_replicas" and value is not None)}
+
+
 def _resources(placement: Placement) -> Object:
     amounts: Object = {}
     for name, amount in (("cpu", placement.cpu), ("memory", placement.memory)):
@@ -153,9 +178,7 @@ def _nodes(placement: Placement) -> Object:
     nodes: Object = {}
     tolerations = [dict(toleration) for toleration in placement.tolerations]
     if placement.spot:
-        tolerations += [
-            {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"} for key, value in _SPOT.items()
-        ]
+        tolerations += copy.deepcopy(_SPOT_TOLERATIONS)
         preferred = [
             {"weight": 1, "preference": {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]}}
             for key, value in _SPOT.items()
@@ -173,7 +196,7 @@ def inherit(stable: Mapping[str, Any], predictor: Mapping[str, Any]) -> Object:
 
     GPUs that the one in charge has are not wanted again only because nothing is said of them.
     """
-    inherited = _merge({key: value for key, value in stable.items() if key not in _SCALING}, predictor)
+    inherited = _merge({key: value for key, value in stable.items() if key not in SCALING}, predictor)
     limits = inherited["model"].get("resources", {}).get("limits", {})
     if _GPU in limits and _GPU not in predictor["model"].get("resources", {}).get("limits", {}):
         limits[_GPU] = "0"
@@ -199,7 +222,7 @@ def canary_replicas(replicas: int, percent: int) -> int:
 
 def on_trial(predictor: Mapping[str, Any], replicas: int) -> Object:
     """A predictor as KServe takes it for a version on trial: with a fixed number of replicas."""
-    trial = {key: copy.deepcopy(value) for key, value in predictor.items() if key not in _SCALING}
+    trial = {key: copy.deepcopy(value) for key, value in predictor.items() if key not in SCALING}
     if trial["annotations"].get(AUTOSCALER) == KEDA:
         # KServe would make it a ScaledObject without triggers, which KEDA refuses.
         trial["annotations"][AUTOSCALER] = NONE

@@ -27,8 +27,8 @@ from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.kserve.api import Cluster, Object, open_cluster
 from modelyard.components.serving.kserve.knative import KnativeMode
 from modelyard.components.serving.kserve.notes import Memory, Notes, Version
-from modelyard.components.serving.kserve.placement import KNATIVE, STANDARD, Placement, scaling_problem
-from modelyard.components.serving.kserve.predictors import DEPLOYMENT_MODE, MODES, build_predictor, inherit
+from modelyard.components.serving.kserve.placement import KNATIVE, STANDARD, Placement, completed, scaling_problem
+from modelyard.components.serving.kserve.predictors import DEPLOYMENT_MODE, MODES, build_predictor, inherit, placement_of
 from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, recover, refuse_local
 from modelyard.components.serving.kserve.standard import StandardMode
 from modelyard.components.serving.metrics.source import MetricsSource, Workload
@@ -91,9 +91,8 @@ class KServeTarget:
             NotAvailable: the cluster cannot be reached, has no KServe, or does not let us look.
         """
         live = self._service(model_name).live()
-        self._notes(model_name).memory()
-        if problem := scaling_problem(self._placement, self._mode(model_name, live).name):
-            raise problem
+        memory = self._notes(model_name).memory()
+        self._placed(self._mode(model_name, live).name, memory.stable if live else None)
 
     def start_canary(self, model_name: str, model: ServedModel) -> None:
         """Starts ``model`` beside the stable version, without traffic; see ``ServingTarget``.
@@ -222,8 +221,10 @@ class KServeTarget:
                 f"with modelyard split {model_name} --end{command_options(KSERVE, {'namespace': self._cluster.namespace})}"
             )
         if seen.canary_digest != model.digest:
-            version = self._version(mode.name, model_name, model, memory if in_its_place else replace(memory, previous=None))
             stable = memory.stable if seen.stable else None
+            before = memory.previous
+            as_before = before is not None and before.digest == model.digest and (in_its_place or not self._placement.given)
+            version = self._version(mode.name, model_name, model, stable, before if as_before else None)
             if stable is not None and mode.name == STANDARD:
                 version = replace(version, predictor=inherit(stable.predictor, version.predictor))
             trial = Memory(stable, version, memory.previous)
@@ -260,15 +261,26 @@ class KServeTarget:
 
         service.wait(settled, f"version {model.version} of {model_name!r} to be ready", service.ready_seconds, lambda: reason)
 
-    def _version(self, mode: str, model_name: str, model: ServedModel, memory: Memory) -> Version:
-        """The version as it was run before, if it was in charge; else as the placement says."""
+    def _version(
+        self, mode: str, model_name: str, model: ServedModel, stable: Version | None, known: Version | None
+    ) -> Version:
+        """The version as it is known, else as the placement says; verified in any case."""
         refuse_local(model.uri)
         provenance = _provenance(model_name, model)
-        if memory.previous is not None and memory.previous.digest == model.digest:
-            return memory.previous
-        if problem := scaling_problem(self._placement, mode):
+        if known is not None:
+            return known
+        return Version(model, build_predictor(self._placed(mode, stable), mode, model_name, model, provenance))
+
+    def _placed(self, mode: str, stable: Version | None) -> Placement:
+        """How a new version runs: as the version in charge where the placement says nothing.
+
+        Raises:
+            InvalidInput: it cannot be scaled so in this mode.
+        """
+        placement = completed(self._placement, mode, placement_of(stable.predictor)) if stable else self._placement
+        if problem := scaling_problem(placement, mode):
             raise problem
-        return Version(model, build_predictor(self._placement, mode, model_name, model, provenance))
+        return placement
 
     def _in_charge(self, model_name: str, version: Version) -> None:
         def change(found: Memory) -> Memory:
@@ -292,7 +304,7 @@ class KServeTarget:
         brought_up = _brought_up(memory, live, seen)
         if seen.stable is not None and brought_up.stable is None:
             # The notes are gone, and the object speaks of the version on trial alone: it is run again as the placement says.
-            brought_up = replace(brought_up, stable=self._version(mode.name, model_name, seen.stable.arm.model, brought_up))
+            brought_up = replace(brought_up, stable=self._version(mode.name, model_name, seen.stable.arm.model, None, None))
         if brought_up != memory and not self._notes(model_name).swap(memory, brought_up):
             return self._now(model_name)
         return mode, brought_up, seen

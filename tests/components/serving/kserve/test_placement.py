@@ -129,3 +129,16 @@ def test_anything_is_read_or_refused_by_name(serving):
 def test_a_placement_is_read_without_a_client_of_kubernetes():
     code = "import sys, modelyard.components.serving.kserve.placement; sys.exit('kubernetes' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_was_given_is_told_from_what_was_not():
+    given = {
+        "namespace": "models",
+        "ready_seconds": 60,
+        "mode": "knative",
+        "min_replicas": 0,
+        "max_replicas": 0,
+        "cpu": "",
+        "spot": False,
+    }
+    assert parse_placement(given).given == {"min_replicas", "spot"}

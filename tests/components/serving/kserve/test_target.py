@@ -128,6 +128,50 @@ def test_another_version_is_not_put_on_trial_beside_one_that_is(served):
         served.target.promote("fraud", served.models["3"].digest)
 
 
+def test_what_a_release_does_not_say_of_how_a_version_runs_is_as_in_the_version_in_charge(served):
+    scaling = {"scale_metric": "cpu", "scale_target": 70, "autoscaler": "hpa"}
+    if served.mode == "knative":
+        scaling = {"scale_metric": "rps", "scale_target": 100}
+    placed = {"cpu": "500m", "memory": "1Gi", "node_selector": {"disk": "fast"}, "service_account": "fetcher", "spot": True}
+    own = [{"key": "team", "operator": "Exists"}]
+    served.bring("1", min_replicas=2, max_replicas=4, timeout_seconds=30, tolerations=own, gpus=0, **scaling, **placed)
+    before = served.service()["spec"]["predictor"]
+    # By hand: nothing is said.
+    served.bring("2")
+    assert _how_it_runs(served) == _how_it_runs_in(before)
+    # A release that says something of it, and then the one before by hand, which runs as it did.
+    served.bring("3", min_replicas=1, memory="2Gi")
+    predictor = served.service()["spec"]["predictor"]
+    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (1, 4)
+    assert predictor["model"]["resources"]["requests"] == {"cpu": "500m", "memory": "2Gi"}
+    assert predictor["tolerations"] == before["tolerations"]
+    served.bring("2")
+    assert _how_it_runs(served) == _how_it_runs_in(before)
+    served.bring("3", min_replicas=3)
+    predictor = served.service()["spec"]["predictor"]
+    assert (predictor["minReplicas"], predictor["model"]["resources"]["requests"]["memory"]) == (3, "1Gi")
+
+
+def _how_it_runs(served):
+    return _how_it_runs_in(served.service()["spec"]["predictor"])
+
+
+def _how_it_runs_in(predictor):
+    identity = ("name", "labels", "annotations", "model", "canaryTrafficPercent")
+    autoscaler = predictor["annotations"].get("serving.kserve.io/autoscalerClass")
+    return {key: value for key, value in predictor.items() if key not in identity}, predictor["model"]["resources"], autoscaler
+
+
+def test_an_autoscaler_that_a_release_takes_away_takes_its_bounds_along(serve):
+    served = serve("standard")
+    served.bring("1", autoscaler="hpa", min_replicas=2, max_replicas=4, scale_target=60)
+    with pytest.raises(InvalidInput, match=r"serving\.max_replicas.*at least min_replicas, 5"):
+        served.open(min_replicas=5).check("fraud")
+    served.bring("2", autoscaler="none")
+    predictor = served.service()["spec"]["predictor"]
+    assert (predictor["minReplicas"], {"maxReplicas", "scaleTarget"} & set(predictor)) == (2, set())
+
+
 def test_the_version_before_is_brought_back_as_it_was_run(served):
     served.bring("1", cpu="500m")
     served.bring("2", cpu="750m")
