@@ -246,7 +246,7 @@ def _described(target: ServingTarget, state: ServingState, options: str) -> Iter
     ):
         if arm:
             yield from _described_arm(label, arm, counts)
-    taken_back = _taken_back(target, state)
+    taken_back, half_taken_back = _taken_back(target, state), _half_taken_back(target, state)
     if taken_back:
         version = taken_back["from"]["version"]
         yield f"  previous  version {version}, taken back: {taken_back['reason']}"
@@ -256,7 +256,7 @@ def _described(target: ServingTarget, state: ServingState, options: str) -> Iter
             else f"serve {state.model_name} --version {version}"
         )
         yield f"            modelyard {again} serves it again"
-    elif state.previous:
+    elif state.previous and not half_taken_back:
         yield f"  previous  version {state.previous.version}  (modelyard rollback {state.model_name}{options} brings it back)"
     if rollout := _last_rollout(target, state.model_name):
         yield f"  rollout   {_told(rollout)}{_since_then(rollout, taken_back)}"
@@ -264,6 +264,8 @@ def _described(target: ServingTarget, state: ServingState, options: str) -> Iter
             yield f"            {_how_to_go_on(state, rollout, options)}"
     if version := _half_promoted(target, state.model_name):
         yield f"  promotion of version {version}, half done: modelyard promote {state.model_name}{options} finishes it"
+    if half_taken_back:
+        yield f"  rollback of version {half_taken_back}, half done: modelyard rollback {state.model_name}{options} finishes it"
     for change in _pending(target, state.model_name):
         yield f"  registry  not told yet: {_change_told(change)}"
         yield f"            {_who_tells_it(target, state.model_name)}"
@@ -308,6 +310,14 @@ def _half_promoted(target: ServingTarget, model_name: str) -> str:
     """The version that somebody began to put in charge by hand and did not; empty if there is none."""
     promoted = (target.read_record(model_name) or {}).get("promoted") or {}
     return str(promoted["model"]["version"]) if promoted and not promoted["answer"] else ""
+
+
+def _half_taken_back(target: ServingTarget, state: ServingState) -> str:
+    """The version that somebody began to take back and did not; empty if there is none."""
+    from modelyard.components.rollout.rollback import is_half_done
+
+    begun = (target.read_record(state.model_name) or {}).get("rolled_back") or {}
+    return str(begun["from"]["version"]) if is_half_done(state, begun) else ""
 
 
 def _taken_back(target: ServingTarget, state: ServingState) -> dict[str, Any]:

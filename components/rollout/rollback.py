@@ -73,7 +73,7 @@ def roll_back(model_name: str, target: ServingTarget | str = "local", reason: st
         if not trial and intent.get("answer") and _is_as_left(state, intent):
             registry = intent["answer"]["registry"] if not notes.pending else _settle(target, model_name, [])
             return _answer(target, model_name, intent, registry)
-        if not (_is_half_done(state, intent) and _is_over(notes)):
+        if not (is_half_done(state, intent) and _is_over(notes)):
             intent = _end_trial(notes, state, trial, reason) if trial else _bring_back(model_name, state, reason, options)
         if not intent["trial"] and intent["to"]["digest"] not in verified:
             _verify(model_name, ServedModel(**intent["to"]))
@@ -123,7 +123,8 @@ def _is_as_left(state: ServingState, intent: dict[str, Any]) -> bool:
     return state.previous == ServedModel(**intent["from"])
 
 
-def _is_half_done(state: ServingState, intent: dict[str, Any]) -> bool:
+def is_half_done(state: ServingState, intent: dict[str, Any]) -> bool:
+    """Whether a rollback was begun and is not finished, and nobody has put another version in charge since."""
     if not intent or intent.get("answer"):
         return False
     return _is_in_charge(state, intent["from"]) or _is_in_charge(state, intent["to"])

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,11 @@ def test_what_a_cluster_serves_is_looked_at_split_promoted_and_rolled_back(home,
     shown = capsys.readouterr().out
     assert "interrupted" not in shown
     assert "promotion of version 2, half done: modelyard promote fraud --target kserve --namespace models" in shown
+    begun = {"from": asdict(cluster.state("fraud").stable.model), "to": None, "trial": False, "answer": None}
+    cluster.write_record("fraud", {**cluster.read_record("fraud"), "promoted": {}, "rolled_back": begun})
+    run("status", "fraud", *there)
+    shown = capsys.readouterr().out
+    assert "rollback of version 1, half done: modelyard rollback fraud --target kserve --namespace models finishes it" in shown
     cluster.write_record("fraud", None)
     run("status", "fraud", "--json", *there)
     found = json.loads(capsys.readouterr().out)["models"]["fraud"]

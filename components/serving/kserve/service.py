@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelyard.components.errors import InvalidInput, NotAvailable
@@ -11,7 +11,7 @@ from modelyard.components.serving.kserve.api import INFERENCE_SERVICE, POD, Clus
 from modelyard.components.serving.kserve.names import DIGEST_LABEL, FIELD_MANAGER, digest_label, identity, service_name
 from modelyard.components.serving.kserve.notes import Memory, Version
 from modelyard.components.serving.kserve.placement import NONE
-from modelyard.components.serving.kserve.predictors import AUTOSCALER, inference_service, on_trial
+from modelyard.components.serving.kserve.predictors import AUTOSCALER, SCALING, inference_service, on_trial
 from modelyard.components.serving.target import Arm, ServedModel, TargetChanged
 
 OWNER_LABEL = "serving.kserve.io/inferenceservice"
@@ -88,6 +88,8 @@ class Service:
     def edit(self, decide: Callable[[Object | None], Object | None], *, ours: str = "") -> Object | None:
         """Applies what ``decide`` makes of the object as it is, and returns the object; None from it changes nothing.
 
+        Scaling that somebody else has set stops nothing: it is left to them, but for replicas that are fewer than needed.
+
         Args:
             decide: called with the object as it was just read; again if somebody was faster.
             ours: path of a field that is taken back if somebody else has set it; what else they set is left as it is then.
@@ -119,12 +121,18 @@ class Service:
         try:
             return self.cluster.apply(INFERENCE_SERVICE, wanted)
         except FieldsTaken as taken:
-            if not ours or live is None:
+            if live is None or not (ours or all(_is_scaling(field) for field in taken.fields)):
                 told = f"InferenceService {self.name}: {taken}. Put that back as it was"
                 raise TargetChanged(told) from taken
+            predictor = wanted["spec"]["predictor"]
+            # While a trial goes on, and for a version that comes into charge, they are counted; alone it may have any.
+            least = 0 if ours else predictor.get("minReplicas", 0)
             for field in taken.fields:
                 if field != ours:
                     _leave(wanted, live, field)
+            predictor["minReplicas"] = max(predictor.get("minReplicas", 0), least)
+            if "maxReplicas" in predictor:
+                predictor["maxReplicas"] = max(predictor["maxReplicas"], predictor["minReplicas"])
             return self.cluster.apply(INFERENCE_SERVICE, wanted, force=True)
 
     def remove(self, digest: str) -> None:
@@ -179,6 +187,27 @@ class Service:
         return self.cluster.select(POD, {OWNER_LABEL: self.name, DIGEST_LABEL: digest_label(digest)})
 
 
+def _is_scaling(field: str) -> bool:
+    above, name = "spec.predictor.", field.split(".")[2:3]
+    return field.startswith(above) and name[0].partition("[")[0] in SCALING
+
+
+def adopt_scaling(version: Version, live: Object) -> Version:
+    """A version in charge alone, with what the object says of its replicas now: somebody may have changed that by hand."""
+    predictor, ours = live["spec"]["predictor"], _our_fields(live)
+    theirs = {key: copy.deepcopy(predictor[key]) for key in SCALING if key in predictor and f"f:{key}" not in ours}
+    return replace(version, predictor={**version.predictor, **theirs})
+
+
+def _our_fields(live: Object) -> dict[str, Any]:
+    """The fields of the predictor that are ours, as Kubernetes keeps them."""
+    for entry in live["metadata"].get("managedFields") or ():
+        if entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply":
+            ours: dict[str, Any] = entry["fieldsV1"].get("f:spec", {}).get("f:predictor", {})
+            return ours
+    return {}
+
+
 def _leave(wanted: Object, live: Object, path: str) -> None:
     """Gives the field at a path the value it has now. Names of fields may have dots in them, too."""
     for name in [*wanted]:
@@ -213,11 +242,9 @@ def recover(live: Object, memory: Memory, role: str = "stable") -> Version:
     known = memory.find(model.digest)
     if known is not None:
         return known
-    for entry in live["metadata"].get("managedFields") or ():
-        ours = entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
-        # What is on trial in Standard mode is one list, and as a whole ours or not.
-        if ours and not (role == "canary" and trial):
-            predictor = _extract(predictor, entry["fieldsV1"].get("f:spec", {}).get("f:predictor", {}))
+    # What is on trial in Standard mode is one list, and as a whole ours or not.
+    if not (role == "canary" and trial):
+        predictor = _extract(predictor, _our_fields(live))
     return Version(model, {key: value for key, value in predictor.items() if key != "canaryTrafficPercent"})
 
 

@@ -29,7 +29,7 @@ from modelyard.components.serving.kserve.knative import KnativeMode
 from modelyard.components.serving.kserve.notes import Memory, Notes, Version
 from modelyard.components.serving.kserve.placement import KNATIVE, STANDARD, Placement, completed, scaling_problem
 from modelyard.components.serving.kserve.predictors import DEPLOYMENT_MODE, MODES, build_predictor, inherit, placement_of
-from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, recover, refuse_local
+from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, adopt_scaling, model_of, recover, refuse_local
 from modelyard.components.serving.kserve.standard import StandardMode
 from modelyard.components.serving.metrics.source import MetricsSource, Workload
 from modelyard.components.serving.target import ArmCounts, ServedModel, ServingState, TargetChanged
@@ -387,6 +387,8 @@ def _brought_up(memory: Memory, live: Object, seen: Seen) -> Memory:
         previous = before or previous
     if seen.canary is None:
         canary = None
+        if stable is not None and model_of(live["spec"]["predictor"]).digest == stable.digest:
+            stable = adopt_scaling(stable, live)
     elif seen.canary_digest != (canary.digest if canary else ""):
         canary = memory.find(seen.canary_digest) or recover(live, replace(memory, stable=stable), "canary")
     if (stable, canary, previous) == (memory.stable, memory.canary, memory.previous):

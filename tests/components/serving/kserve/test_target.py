@@ -487,6 +487,45 @@ def test_a_field_of_ours_that_somebody_else_has_changed_stops_a_rollout_and_is_n
         served.bring("2")
 
 
+def _scale(served, replicas):
+    served.cluster.edit("inferenceservices", "fraud", lambda found: found["spec"]["predictor"].update(minReplicas=replicas))
+    served.cluster.settle()
+
+
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_replicas_that_somebody_changed_by_hand_stop_neither_a_rollback_nor_a_trial(served, replicas):
+    served.bring("1", min_replicas=2)
+    served.bring("2", min_replicas=3)
+    _scale(served, replicas)
+    served.target.restore("fraud", served.models["1"])
+    assert served.shares()[-1] == {"1": 100}
+    _scale(served, replicas)
+    served.target.start_canary("fraud", served.models["3"])
+    served.target.set_share("fraud", 10)
+    served.target.roll_back("fraud")
+    # They are what the version in charge has now, and what the next one has if nothing is said of it.
+    assert served.service()["spec"]["predictor"]["minReplicas"] == replicas
+    served.bring("3")
+    assert served.service()["spec"]["predictor"]["minReplicas"] == replicas
+    assert not served.was_ever_lost()
+
+
+@pytest.mark.parametrize("replicas", [2, pytest.param(7, marks=pytest.mark.slow)])
+def test_replicas_that_somebody_changes_during_a_trial_do_not_stop_it(served, replicas):
+    served.bring("1", min_replicas=3)
+    for last in (served.target.promote, lambda name, _: served.target.roll_back(name)):
+        served.target.start_canary("fraud", served.models["2"])
+        served.target.set_share("fraud", 20)
+        _scale(served, replicas)
+        served.target.set_share("fraud", 60)
+        _scale(served, replicas)
+        last("fraud", served.models["2"].digest)
+        state = served.target.state("fraud")
+        assert (state.stable.share, state.canary) == (100, None)
+        served.target.restore("fraud", served.models["1"])
+    assert not served.was_ever_lost()
+
+
 def test_traffic_is_taken_from_a_canary_whoever_gave_it_and_the_rest_is_left_to_them(served):
     served.bring("1")
     served.target.start_canary("fraud", served.models["2"])
