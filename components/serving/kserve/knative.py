@@ -41,6 +41,7 @@ from modelyard.components.serving.target import Arm, ServedModel, TargetChanged
 
 _PERCENT = "canaryTrafficPercent"
 _SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
+_NO_PODS = "FailedCreate"
 _REVISION_LABEL = "serving.knative.dev/revision"
 
 
@@ -347,13 +348,19 @@ class _Now:
     def is_ready(self, revision: str) -> bool:
         return self._condition(revision).get("status") == "True"
 
+    def is_refused_pods(self, revision: str) -> bool:
+        """Whether its pods cannot be made; it is tried again and again, for a quota or a service account can still come."""
+        return self._condition(revision).get("reason") == _NO_PODS
+
     def is_given_up(self, revision: str) -> bool:
-        return self._condition(revision).get("status") == "False"
+        return self._condition(revision).get("status") == "False" and not self.is_refused_pods(revision)
 
     def problem(self, revision: str) -> tuple[str, bool]:
         """Why a revision is not ready, where its pods do not say; and whether that will not pass by itself."""
         condition = self._condition(revision)
         told = condition.get("message") or condition.get("reason")
+        if self.is_refused_pods(revision):
+            return f"its pods cannot be made: {told}", False
         if self.is_given_up(revision):
             return f"Knative gave it up: {told or 'no reason given'}{self._last_failure(revision)}", True
         return told or "it is being started", False

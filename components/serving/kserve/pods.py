@@ -1,4 +1,6 @@
-"""Why a version is not ready, told from its pods: the InferenceService speaks of the newest predictor only, and shortly."""
+"""Why a version is not ready, told from its pods, or from the Deployment that gets none: the InferenceService speaks of the
+newest predictor only, and shortly.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -29,6 +31,20 @@ def trouble(pods: Iterable[Mapping[str, Any]]) -> tuple[str, bool]:
     found = [_of_pod(pod) for pod in newest_first if not is_ready(pod)]
     told = [entry for entry in found if entry[0]]
     return next((entry for entry in told if entry[1]), told[0] if told else ("", False))
+
+
+def stuck(deployment: Mapping[str, Any] | None) -> str:
+    """Why a Deployment gets no pods, or does not get on; empty if it does.
+
+    A quota or a service account can still come, and then it goes on by itself: so nothing has failed.
+    """
+    said = {found["type"]: found for found in ((deployment or {}).get("status") or {}).get("conditions") or ()}
+    refused, progress = said.get("ReplicaFailure", {}), said.get("Progressing", {})
+    if refused.get("status") == "True":
+        return f"its pods cannot be made: {refused.get('message') or refused.get('reason') or 'no reason given'}"
+    if progress.get("status") == "False":
+        return f"it does not get on: {progress.get('message') or progress.get('reason') or 'no reason given'}"
+    return ""
 
 
 def crashes(pods: Iterable[Mapping[str, Any]]) -> str:

@@ -25,7 +25,7 @@ from modelyard.components.serving.kserve.api import DEPLOYMENT, HTTP_ROUTE, SERV
 from modelyard.components.serving.kserve.names import identity, layout, workload_name
 from modelyard.components.serving.kserve.notes import Memory, Version
 from modelyard.components.serving.kserve.placement import STANDARD
-from modelyard.components.serving.kserve.pods import crashes, trouble
+from modelyard.components.serving.kserve.pods import crashes, stuck, trouble
 from modelyard.components.serving.kserve.predictors import beside_trial, canary_replicas, is_scaled, on_trial
 from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, model_of
 from modelyard.components.serving.target import Arm, TargetChanged
@@ -277,7 +277,8 @@ class StandardMode:
         return found
 
     def _trouble(self, version: Version) -> tuple[str, bool]:
-        return trouble(self._service.pods(version.digest))
+        why, failed = trouble(self._service.pods(version.digest))
+        return why or stuck(self._service.cluster.get(DEPLOYMENT, self._workload(version.predictor))), failed
 
     def _workload(self, predictor: Mapping[str, Any]) -> str:
         return workload_name(self._service.name, predictor.get("name", ""))
@@ -294,7 +295,7 @@ class StandardMode:
             ready = any(found["name"] == predictor["name"] and found["ready"] for found in said)
         reason, failed = ("", False) if ready else trouble(self._service.pods(model.digest))
         if not ready and not reason:
-            reason = "it is being started"
+            reason = stuck(deployment) or "it is being started"
         url, spoken = self._url(name) if ready else "", layout(predictor.get("annotations"))
         arm = Arm(model, weights.get(name, 0), ready=ready, failed=failed, reason=reason, url=url, layout=spoken)
         return SeenArm(arm, name)

@@ -177,6 +177,7 @@ class FakeCluster:
             "crash": "the golden rows are not answered as they were in training",
             "unready": "",
             "unschedulable": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+            "refused": 'pods "fraud" is forbidden: error looking up service account models/fetcher: not found',
         }
         with self.lock:
             self.workloads.troubles[version] = Trouble(kind, message or messages[kind])

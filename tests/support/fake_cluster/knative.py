@@ -188,7 +188,11 @@ class KnativeController:
         wanted = 0
         if reachable and not given_up:
             wanted = max(1, int(metadata["annotations"].get("autoscaling.knative.dev/min-scale", "1")))
-        for _ in range(wanted - len(pods)):
+        refused = self._workloads.refusal({"metadata": metadata}) if wanted > len(pods) else ""
+        if refused and was != "True":
+            for kind in ("ResourcesAvailable", "Ready"):
+                with_condition(status, kind, "False", "FailedCreate", refused)
+        for _ in range(0 if refused else wanted - len(pods)):
             template = {"metadata": {"annotations": metadata["annotations"]}, "spec": revision["spec"]}
             labels = {**metadata["labels"], REVISION: metadata["name"], "app": metadata["name"]}
             pods.append(self._workloads.start(f"{metadata['name']}-deployment", revision, template, labels))

@@ -19,7 +19,8 @@ class Trouble:
 
     Attributes:
         kind: ``load`` (the storage initializer fails), ``image`` (cannot be pulled), ``crash`` (the server crashes again and
-            again), ``unready`` (it runs and never answers its probe), ``unschedulable`` (no node has what it asks for).
+            again), ``unready`` (it runs and never answers its probe), ``unschedulable`` (no node has what it asks for),
+            ``refused`` (pods cannot be made at all: a quota, a service account that there is not, a pod security standard).
         message: what it says.
     """
 
@@ -63,7 +64,8 @@ class Workloads:
         pods = [pod for pod in self.store.all("pods", namespace) if owned_by(pod, deployment)]
         mine = [pod for pod in pods if pod["metadata"]["labels"]["pod-template-hash"] == template]
         others = [pod for pod in pods if pod not in mine]
-        for _ in range(spec["replicas"] - len(mine)):
+        refused = self.refusal(spec["template"])
+        for _ in range(0 if refused else spec["replicas"] - len(mine)):
             labels = {**spec["template"]["metadata"]["labels"], "pod-template-hash": template}
             mine.append(self.start(f"{metadata['name']}-{template}", deployment, spec["template"], labels))
         for pod in sorted(mine, key=lambda pod: not is_ready(pod))[spec["replicas"] :]:
@@ -93,10 +95,16 @@ class Workloads:
                     "message": f"Deployment has {'' if available >= least else 'not '}minimum availability.",
                 },
                 self._progress(complete, age, metadata["name"]),
+                *([replica_failure(refused)] if refused and len(mine) < spec["replicas"] else []),
             ],
         }
         if status != deployment.get("status"):
             self.store.set_status("deployments", metadata["name"], namespace, status)
+
+    def refusal(self, template: Object) -> str:
+        """Why the pods of a template cannot be made; empty if they can."""
+        trouble = self.troubles.get(template["metadata"].get("annotations", {}).get(VERSION, ""))
+        return trouble.message if trouble and trouble.kind == "refused" else ""
 
     def _progress(self, complete: bool, age: int, name: str) -> Object:
         if complete:
@@ -137,6 +145,7 @@ class Workloads:
         for pod in sorted(self.store.all("pods"), key=lambda pod: not is_ready(pod)):
             metadata = pod["metadata"]
             trouble = self.troubles.get(metadata.get("annotations", {}).get(VERSION, ""))
+            trouble = None if trouble and trouble.kind == "refused" else trouble
             asked = sum(
                 int(container.get("resources", {}).get("limits", {}).get(_GPU, 0)) for container in pod["spec"]["containers"]
             )
@@ -157,6 +166,11 @@ class Workloads:
     def _grow(self, name: str) -> int:
         self._ages[name] = age = self._ages.get(name, 0) + 1
         return age
+
+
+def replica_failure(message: str) -> Object:
+    """What a Deployment says whose pods cannot be made."""
+    return {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
 
 
 def pod_status_of(trouble: Trouble | None, age: int, rounds_to_start: int, was_ready: bool) -> Object:

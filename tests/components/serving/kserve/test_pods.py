@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from modelyard.components.serving.kserve.pods import crashes, is_ready, living, trouble
+from modelyard.components.serving.kserve.pods import crashes, is_ready, living, stuck, trouble
 
 
 def _pod(*, conditions=(), inits=(), containers=(), created="2026-01-01T00:00:00Z"):
@@ -103,3 +103,12 @@ def test_pods_that_were_evicted_or_are_going_say_nothing():
     assert trouble([going, evicted]) == ("", False)
     assert crashes([going, evicted]) == ""
     assert living([going, broken, evicted]) == [broken]
+
+
+def test_a_deployment_says_why_it_gets_no_pods_and_that_it_does_not_get_on():
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "it has timed out"}
+    refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: models"}
+    assert stuck({"status": {"conditions": [late, refused]}}) == "its pods cannot be made: exceeded quota: models"
+    assert stuck({"status": {"conditions": [late]}}) == "it does not get on: it has timed out"
+    assert stuck({"status": {"conditions": [{**late, "status": "True"}, {**refused, "status": "False"}]}}) == ""
+    assert stuck({}) == stuck(None) == ""

@@ -92,6 +92,16 @@ def test_a_share_waits_for_replicas_that_find_no_node_and_stays_as_it_was(serve)
     assert not served.was_ever_lost()
 
 
+def test_replicas_that_cannot_be_made_are_told_of(served):
+    served.bring("1", min_replicas=3)
+    target = served.open(ready_seconds=1)
+    target.start_canary("fraud", served.models["2"])
+    served.cluster.trouble("2", "refused", "exceeded quota: models")
+    with pytest.raises(NotAvailable, match="2 replicas of version 2: its pods cannot be made: exceeded quota"):
+        target.set_share("fraud", 60)
+    assert served.shares() == [{"1": 100}]
+
+
 def test_what_an_autoscaler_runs_is_matched_by_the_trial_and_scaled_again_once_promoted(served):
     scaling = {"autoscaler": "hpa", "min_replicas": 2, "max_replicas": 6, "scale_target": 70}
     served.bring("1", **scaling)

@@ -172,6 +172,18 @@ def test_an_autoscaler_that_a_release_takes_away_takes_its_bounds_along(serve):
     assert (predictor["minReplicas"], {"maxReplicas", "scaleTarget"} & set(predictor)) == (2, set())
 
 
+def test_pods_that_cannot_be_made_are_told_and_the_version_starts_when_they_can(served):
+    served.bring("1")
+    served.cluster.trouble("2", "refused")
+    with pytest.raises(NotAvailable, match=r"version 2 .* to be ready: its pods cannot be made: .*looking up service account"):
+        served.open(ready_seconds=1).start_canary("fraud", served.models["2"])
+    canary = served.target.state("fraud").canary
+    assert (canary.ready, canary.failed, canary.reason.startswith("its pods cannot be made")) == (False, False, True)
+    served.cluster.mend("2")
+    served.bring("2")
+    assert served.shares()[-1] == {"2": 100}
+
+
 def test_the_version_before_is_brought_back_as_it_was_run(served):
     served.bring("1", cpu="500m")
     served.bring("2", cpu="750m")
