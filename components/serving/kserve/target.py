@@ -18,11 +18,13 @@ at 100 % the version in charge may be scaled down: if the one on trial is sent b
 """
 
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from modelyard.components.announcements import announce
 from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.kserve.api import Cluster, Object, open_cluster
 from modelyard.components.serving.kserve.knative import KnativeMode
@@ -38,6 +40,8 @@ from modelyard.components.signing.provenance import PROVENANCE_FILE, Provenance
 
 _OBEY_SECONDS = 180.0
 _POLL_SECONDS = 1.0
+# What has not passed by then is told while it is still waited for.
+_TELL_AFTER_SECONDS = 30.0
 
 Mode = StandardMode | KnativeMode
 
@@ -239,10 +243,11 @@ class KServeTarget:
         """Waits until the canary is ready or has failed, or is no longer there."""
         service = self._service(model_name)
         expected = memory.stable.digest if memory.stable else ""
-        reason = ""
+        reason, since = "", time.monotonic()
+        told: set[str] = set()
 
         def settled() -> bool:
-            nonlocal reason
+            nonlocal reason, since
             live = service.live()
             if live is None:
                 return True
@@ -256,7 +261,11 @@ class KServeTarget:
                 )
             if seen.canary is None or seen.canary_digest != model.digest:
                 return True
-            reason = seen.canary.arm.reason
+            if reason != seen.canary.arm.reason:
+                reason, since = seen.canary.arm.reason, time.monotonic()
+            if reason and reason not in told and time.monotonic() - since >= _TELL_AFTER_SECONDS:
+                told.add(reason)
+                announce(f"Version {model.version} of {model_name!r} is not ready yet: {reason.splitlines()[0]}")
             return seen.canary.arm.ready or seen.canary.arm.failed
 
         service.wait(settled, f"version {model.version} of {model_name!r} to be ready", service.ready_seconds, lambda: reason)

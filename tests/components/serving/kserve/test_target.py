@@ -172,11 +172,14 @@ def test_an_autoscaler_that_a_release_takes_away_takes_its_bounds_along(serve):
     assert (predictor["minReplicas"], {"maxReplicas", "scaleTarget"} & set(predictor)) == (2, set())
 
 
-def test_pods_that_cannot_be_made_are_told_and_the_version_starts_when_they_can(served):
+def test_pods_that_cannot_be_made_are_told_and_the_version_starts_when_they_can(served, monkeypatch, capsys):
+    monkeypatch.setattr(target, "_TELL_AFTER_SECONDS", 0.2)
     served.bring("1")
     served.cluster.trouble("2", "refused")
     with pytest.raises(NotAvailable, match=r"version 2 .* to be ready: its pods cannot be made: .*looking up service account"):
         served.open(ready_seconds=1).start_canary("fraud", served.models["2"])
+    # In the step's log while it waits, once.
+    assert capsys.readouterr().out.count("Version 2 of 'fraud' is not ready yet: its pods cannot be made: ") == 1
     canary = served.target.state("fraud").canary
     assert (canary.ready, canary.failed, canary.reason.startswith("its pods cannot be made")) == (False, False, True)
     served.cluster.mend("2")
