@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from modelyard.components.artifacts.model import Feature
 
@@ -150,10 +151,12 @@ def _column(values: Sequence[Any], feature: Feature) -> pa.Array:
     if feature.categories:
         return _texts(values)
     try:
-        return pa.array(values, pa.float64(), from_pandas=True)
+        numbers = pa.array(values, pa.float64(), from_pandas=True)
     except (pa.ArrowException, TypeError, OverflowError):
         # Booleans, and integers that a float does not hold exactly.
-        return pa.array([None if value is None else float(value) for value in values], pa.float64(), from_pandas=True)
+        numbers = pa.array([None if value is None else float(value) for value in values], pa.float64(), from_pandas=True)
+    # Of NumPy's short floats, the conversion does not take NaN for missing.
+    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
 
 
 def _texts(values: Sequence[Any]) -> pa.Array:

@@ -253,7 +253,7 @@ def test_a_predictor_of_the_target_gives_the_runtime_what_it_expands_and_the_con
     expanded = set(re.findall(r"\$\((\w+)\)", " ".join(container(name)["args"])))
     assert expanded <= set(given)
     assert supports(predictor["model"]["storageUri"])
-    assert set(predictor["model"]) - {"modelFormat", "runtime", "storageUri"} <= KNATIVE_CONTAINER | (
+    assert set(predictor["model"]) - {"modelFormat", "protocolVersion", "runtime", "storageUri"} <= KNATIVE_CONTAINER | (
         {"lifecycle"} if mode == STANDARD else set()
     )
     assert predictor["annotations"][names.LAYOUT] in (MODELYARD, TRITON)

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modelyard.components.artifacts.model import Feature
@@ -31,6 +31,7 @@ def expected_number(value):
 
 
 @given(rows=st.lists(st.tuples(NUMBERS, TEXTS), min_size=1, max_size=8))
+@example(rows=[(np.float32("nan"), None)])
 @settings(max_examples=80, deadline=None)
 def test_every_form_of_request_gives_the_same_columns_and_loses_no_value(rows):
     as_array = np.empty((len(rows), 2), object)

@@ -5,6 +5,7 @@ from modelyard.components.serving.kserve.api import CONFIG_MAP, INFERENCE_SERVIC
 from modelyard.components.serving.kserve.placement import Placement
 from modelyard.components.serving.kserve.predictors import inference_service
 from modelyard.components.serving.kserve.target import open_kserve_target
+from tests.support.fake_cluster import schemas
 
 pytestmark = pytest.mark.server
 
@@ -87,6 +88,7 @@ def test_fields_that_somebody_else_has_set_are_named_with_who_did(served):
 
 
 def test_a_field_that_kserve_does_not_know_is_refused_in_its_words(served):
+    schemas.require_definitions()
     service = _service()
     service["spec"]["predictor"]["replica"] = 1
     with pytest.raises(NotAvailable, match="replica"):

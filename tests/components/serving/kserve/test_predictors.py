@@ -59,7 +59,7 @@ def _build(version: str, placement: Placement, mode: str = "standard", **provena
 
 
 def _check(service: dict[str, Any]) -> None:
-    schema = schemas.definitions()["InferenceService"]
+    schema = schemas.definitions().get("InferenceService", {})
     assert schemas.unknown_fields(service, schema) == []
     assert list(schemas.violations(service, schema)) == []
     assert refusal(service, None) == ""
