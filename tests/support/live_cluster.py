@@ -203,13 +203,15 @@ class LiveCluster(FakeCluster):
     def __exit__(self, *details: object) -> None:
         self._over.set()
         self._gateway.join()
-        super().__exit__(*details)
-        self._proxy.stop()
-        pods = [*self.workloads.live.values(), *self.workloads.gone]
-        for pod in pods:
-            pod.end()
-        for pod in pods:
-            pod.wait()
+        try:
+            super().__exit__(*details)
+        finally:
+            self._proxy.stop()
+            pods = [*self.workloads.live.values(), *self.workloads.gone]
+            for pod in pods:
+                pod.end()
+            for pod in pods:
+                pod.wait()
 
     def _keep_up(self) -> None:
         """The gateway, the names and what is scraped follow the objects."""
