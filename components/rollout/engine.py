@@ -48,7 +48,7 @@ from modelyard.components.rollout.record import (
 )
 from modelyard.components.rollout.registry_side import RegistryChange, RegistryView
 from modelyard.components.rollout.sequential import is_burst
-from modelyard.components.serving.target import Arm, ArmCounts, ServedModel, ServingState, ServingTarget, TargetChanged
+from modelyard.components.serving.target import Arm, ArmCounts, ServedModel, ServingState, ServingTarget, TargetChanged, serves
 
 _T = TypeVar("_T")
 
@@ -124,7 +124,7 @@ class Rollout:
                 self._event(f"Goes on after it was stopped while {earlier.phase}.")
             elif not unfinished and self._still_holds(earlier, state):
                 return earlier
-        elif earlier is not None and unfinished and _serves(state.canary, earlier.digest):
+        elif earlier is not None and unfinished and serves(state.canary, earlier.digest):
             raise TargetChanged(
                 f"a rollout of version {earlier.version} of {self._name!r} was stopped half-way and its canary still stands: "
                 f"run that rollout again to finish it, or end it with: {self._command('split', ' --end')}"
@@ -163,8 +163,8 @@ class Rollout:
         state = self._target.state(self._name)
         unfinished = earlier is not None and earlier.phase != FINISHED
         mine = earlier is not None and earlier.digest == self._candidate.digest
-        if _serves(state.stable, self._candidate.digest) or (
-            earlier is not None and unfinished and not mine and _serves(state.canary, earlier.digest)
+        if serves(state.stable, self._candidate.digest) or (
+            earlier is not None and unfinished and not mine and serves(state.canary, earlier.digest)
         ):
             raise why
         if earlier is not None and unfinished and mine:
@@ -179,15 +179,15 @@ class Rollout:
         """Undoes what this process did since a rollback, or the promotion of another version, ended its rollout."""
         ended, digest = kept.rollout, self._progress.digest
         if kept.promoted:
-            if kept.promoted["model"]["digest"] != digest and _serves(self._target.state(self._name).canary, digest):
+            if kept.promoted["model"]["digest"] != digest and serves(self._target.state(self._name).canary, digest):
                 self._target.roll_back(self._name)
             return
         if kept.holder or not kept.rolled_back or ended is None or ended.digest != digest or ended.phase != FINISHED:
             return
         state = self._target.state(self._name)
-        if _serves(state.canary, digest):
+        if serves(state.canary, digest):
             self._target.roll_back(self._name)
-        elif _serves(state.stable, digest) and kept.rolled_back["to"]:
+        elif serves(state.stable, digest) and kept.rolled_back["to"]:
             self._target.restore(self._name, ServedModel(**kept.rolled_back["to"]))
         if self._progress.registry_asked:
             self._notes.add_pending(self._registry_change("; ".join(ended.reasons)).to_json())
@@ -200,11 +200,11 @@ class Rollout:
 
     def _goes_on(self, earlier: Progress, state: ServingState) -> bool:
         """Whether to take up an unfinished rollout of the same version, or to begin anew."""
-        if earlier.phase == WATCHING and not _serves(state.canary, earlier.digest):
+        if earlier.phase == WATCHING and not serves(state.canary, earlier.digest):
             return False
         if earlier.plan == self._plan.to_json() or earlier.phase in (PROMOTING, ROLLING_BACK):
             return True
-        if _serves(state.canary, earlier.digest):
+        if serves(state.canary, earlier.digest):
             raise InvalidInput(
                 "steps, seconds and limits",
                 self._plan.to_json(),
@@ -216,7 +216,7 @@ class Rollout:
     def _still_holds(self, earlier: Progress, state: ServingState) -> bool:
         """Whether the answer of a finished rollout of the same version is the answer now."""
         if earlier.decision == PASS:
-            return _serves(state.stable, earlier.digest) and self._is_champion()
+            return serves(state.stable, earlier.digest) and self._is_champion()
         # Registered again, it is a challenger again and is tried again; so is one that was not refuted.
         return earlier.decision == FAIL and bool(self._view.rejected)
 
@@ -228,7 +228,7 @@ class Rollout:
         """Checks what is served against what the registry says, and opens the record."""
         progress, champion = self._progress, self._view.champion
         progress.started = self._now()
-        if self._is_champion() and _serves(state.stable, self._candidate.digest):
+        if self._is_champion() and serves(state.stable, self._candidate.digest):
             progress.reasons = [f"version {self._candidate.version} is in charge already"]
             progress.phase, progress.decision, progress.outcome = FINISHED, PASS, PROMOTED
             return
@@ -239,7 +239,7 @@ class Rollout:
             progress.phase, progress.decision, progress.outcome = FINISHED, FAIL, ROLLED_BACK
             return
         in_charge = champion.model if champion else None
-        if in_charge is None and state.stable is not None and _serves(state.stable, self._candidate.digest):
+        if in_charge is None and state.stable is not None and serves(state.stable, self._candidate.digest):
             progress.reasons = ["the first version, and served already: there was nothing to compare with"]
             progress.phase, progress.decision = PROMOTING, PASS
             self._notes.write(progress)
@@ -285,7 +285,7 @@ class Rollout:
             arm = self._start_arm(self._candidate)
         except NotAvailable as error:
             arm = self._target.state(self._name).canary
-            if not _serves(arm, self._candidate.digest):
+            if not serves(arm, self._candidate.digest):
                 raise
             # That may be the version's doing, or that of a cluster without a place for it: it may be tried again.
             reason = f"version {self._candidate.version} did not become ready in time: {error}"
@@ -299,7 +299,7 @@ class Rollout:
             fault = self._replay(arm, self._name, self._view.candidate.directory)
         except NotAvailable as error:
             found = self._target.state(self._name).canary
-            if found is not None and _serves(found, self._candidate.digest) and found.failed:
+            if found is not None and serves(found, self._candidate.digest) and found.failed:
                 raise _Decided(FAIL, self._failure(found)) from error
             raise _Decided(INCONCLUSIVE, f"it could not be asked for its golden rows from here: {error}") from error
         if fault:
@@ -343,7 +343,7 @@ class Rollout:
                 break
             except NotAvailable:
                 arm = self._target.state(self._name).canary
-                if _serves(arm, model.digest) and arm is not None and (arm.ready or arm.failed):
+                if serves(arm, model.digest) and arm is not None and (arm.ready or arm.failed):
                     break
                 # A verb that waited in vain has taken longer than that; a server that was away for a moment has not.
                 if self._clock() - began >= self._plan.limits.ready_grace_seconds:
@@ -352,7 +352,7 @@ class Rollout:
         began = self._clock()
         while True:
             arm = self._target.state(self._name).canary
-            if arm is None or not _serves(arm, model.digest):
+            if arm is None or not serves(arm, model.digest):
                 return None
             if arm.ready or arm.failed or self._clock() - began >= self._plan.limits.ready_grace_seconds:
                 return arm
@@ -417,7 +417,7 @@ class Rollout:
             raise _Decided(INCONCLUSIVE, str(error)) from error
         except NotAvailable as error:
             arm = self._target.state(self._name).canary
-            if _serves(arm, progress.digest) and arm is not None and arm.failed:
+            if serves(arm, progress.digest) and arm is not None and arm.failed:
                 raise _Decided(FAIL, f"version {progress.version} failed: {arm.reason}") from error
             raise _Decided(INCONCLUSIVE, f"its share could not be set: {error}") from error
         progress.in_force = share
@@ -452,7 +452,7 @@ class Rollout:
     def _check_untouched(self, state: ServingState) -> Arm:
         """The canary, if the versions that are served are those that this rollout left."""
         progress, stable, canary = self._progress, state.stable, state.canary
-        if _serves(stable, progress.digest):
+        if serves(stable, progress.digest):
             progress.phase, progress.decision = FINISHED, INCONCLUSIVE
             progress.reasons = ["somebody else put it in charge while it was on trial"]
             self._notes.write(progress)
@@ -460,7 +460,7 @@ class Rollout:
                 f"somebody else put version {progress.version} of {self._name!r} in charge while it was on trial: it is left "
                 f"so, and the registry as it is. Bring back the version before with: {self._command('rollback')}"
             )
-        if progress.replaces and not _serves(stable, progress.replaces["digest"]):
+        if progress.replaces and not serves(stable, progress.replaces["digest"]):
             found = f"version {stable.model.version}" if stable else "no version"
             raise _Decided(INCONCLUSIVE, f"somebody else changed the version in charge: it is {found} now")
         if canary is None:
@@ -650,8 +650,8 @@ class Rollout:
         progress = self._progress
         if not self._is_champion():
             state = self._target.state(self._name)
-            arm = state.canary if _serves(state.canary, progress.digest) else state.stable
-            if arm is None or not _serves(arm, progress.digest):
+            arm = state.canary if serves(state.canary, progress.digest) else state.stable
+            if arm is None or not serves(arm, progress.digest):
                 self._turn_back(INCONCLUSIVE, ["somebody else took the canary away"])
                 return
             if arm.failed:
@@ -684,7 +684,7 @@ class Rollout:
         except NotAvailable as error:
             # Nobody gets the traffic of one that died since it passed.
             canary = self._target.state(self._name).canary
-            if canary is not None and _serves(canary, self._progress.digest) and canary.failed:
+            if canary is not None and serves(canary, self._progress.digest) and canary.failed:
                 raise _Decided(FAIL, self._failure(canary)) from error
             raise
 
@@ -723,7 +723,7 @@ class Rollout:
 
     def _take_own_canary_away(self) -> None:
         # Never somebody else's.
-        if _serves(self._target.state(self._name).canary, self._progress.digest):
+        if serves(self._target.state(self._name).canary, self._progress.digest):
             self._target.roll_back(self._name)
             self._event("The canary was taken away.")
 
@@ -748,10 +748,6 @@ class Rollout:
 
 def _share_of(canary: Arm) -> dict[str, Any]:
     return {"percent": canary.share, "mirror": canary.mirrored}
-
-
-def _serves(arm: Arm | None, digest: str) -> bool:
-    return arm is not None and arm.model.digest == digest
 
 
 def _wilson(count: int, total: int) -> tuple[float, float]:

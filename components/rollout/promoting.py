@@ -25,10 +25,18 @@ from modelyard.components.registry import versions
 from modelyard.components.registry.promotion import PromotionRefused, check_may_follow, note_promotion, promote_model
 from modelyard.components.rollout import record, registry_side
 from modelyard.components.rollout.golden import golden_fault
-from modelyard.components.rollout.record import FINISHED, Record, TakenOver
+from modelyard.components.rollout.record import Record, TakenOver
 from modelyard.components.rollout.registry_side import RegistryChange
 from modelyard.components.rollout.rollback import on_trial
-from modelyard.components.serving.target import Arm, RecordChanged, ServedModel, ServingState, ServingTarget, TargetChanged
+from modelyard.components.serving.target import (
+    Arm,
+    RecordChanged,
+    ServedModel,
+    ServingState,
+    ServingTarget,
+    TargetChanged,
+    serves,
+)
 from modelyard.components.serving.targets import open_target
 
 
@@ -92,13 +100,13 @@ def _announced(target: ServingTarget, model_name: str, named: ServedModel | None
                 raise InvalidInput(
                     "version", "", f"no version of {model_name!r} is on trial: name the registered version to put in charge"
                 )
-            if _serves(state.stable, model.digest) and registry_side.is_champion(model_name, model):
+            if serves(state.stable, model.digest) and registry_side.is_champion(model_name, model):
                 return {"answer": asdict(Promoted(model.version, model.digest, ""))}
             canary = state.canary
-            if canary is not None and _serves(canary, model.digest) and not canary.ready:
+            if canary is not None and serves(canary, model.digest) and not canary.ready:
                 raise NotAvailable(_cannot(model_name, canary))
             check_may_follow(model_name, model.version)
-            before = state.stable.model if state.stable and not _serves(state.stable, model.digest) else None
+            before = state.stable.model if state.stable and not serves(state.stable, model.digest) else None
             intent = {
                 "token": secrets.token_hex(8),
                 "at": time.time(),
@@ -128,21 +136,20 @@ def _known(model_name: str, notes: Record, state: ServingState, named: ServedMod
                 "version, or take it back by a rollback"
             )
         return intent
-    done = same and on_trial(notes, state) is None and _serves(state.stable, intent["model"]["digest"])
+    done = same and on_trial(notes, state) is None and serves(state.stable, intent["model"]["digest"])
     return intent if done else {}
 
 
 def _stop_rollout(notes: Record, intent: dict[str, Any]) -> None:
-    """Takes the record out of a running rollout's hands, which stops at its next look."""
-    notes.holder = {}
-    rollout, model = notes.rollout, intent["model"]
-    if rollout is not None and rollout.phase != FINISHED:
-        rollout.phase, rollout.decision = FINISHED, "inconclusive"
-        mine = rollout.digest == model["digest"]
-        rollout.outcome = "promoted" if mine else "rolled_back"
-        whom = "it" if mine else f"version {model['version']}"
-        rollout.reasons = [f"{whom} was put in charge by hand: {intent['reason']}"]
-        rollout.events.append({"at": round(time.time(), 3), "text": "A promotion by hand ended it."})
+    model = intent["model"]
+    mine = notes.rollout is not None and notes.rollout.digest == model["digest"]
+    whom = "it" if mine else f"version {model['version']}"
+    notes.end_rollout(
+        "inconclusive",
+        "promoted" if mine else "rolled_back",
+        f"{whom} was put in charge by hand: {intent['reason']}",
+        "A promotion by hand ended it.",
+    )
 
 
 class _Promotion:
@@ -172,19 +179,19 @@ class _Promotion:
     def _start(self) -> None:
         """Sees to it that the version is there and ready, without traffic if it is not on trial."""
         state = self._target.state(self._name)
-        if _serves(state.stable, self._model.digest):
+        if serves(state.stable, self._model.digest):
             return
-        if state.canary is not None and not _serves(state.canary, self._model.digest):
+        if state.canary is not None and not serves(state.canary, self._model.digest):
             self._target.roll_back(self._name)
         try:
             self._target.start_canary(self._name, self._model)
         except NotAvailable:
             arm = self._target.state(self._name).canary
-            if arm is not None and _serves(arm, self._model.digest) and not arm.ready:
+            if arm is not None and serves(arm, self._model.digest) and not arm.ready:
                 self._give_up(arm)
             raise
         arm = self._target.state(self._name).canary
-        if arm is None or not _serves(arm, self._model.digest):
+        if arm is None or not serves(arm, self._model.digest):
             self._check(record.read(self._target, self._name))
             raise TargetChanged(f"somebody else took version {self._model.version} of {self._name!r} away: try again")
         if not arm.ready:
@@ -208,7 +215,7 @@ class _Promotion:
             self._target.promote(self._name, self._model.digest)
         except NotAvailable:
             arm = self._target.state(self._name).canary
-            if arm is not None and _serves(arm, self._model.digest) and arm.failed:
+            if arm is not None and serves(arm, self._model.digest) and arm.failed:
                 # Nobody gets the traffic of one that died since it was asked for.
                 self._give_up(arm)
             raise
@@ -226,7 +233,7 @@ class _Promotion:
 
     def _withdraw(self, reason: str) -> None:
         """Leaves everything to the version in charge, and the record without this promotion."""
-        if _serves(self._target.state(self._name).canary, self._model.digest):
+        if serves(self._target.state(self._name).canary, self._model.digest):
             self._target.roll_back(self._name)
 
         def forget(notes: Record) -> None:
@@ -258,9 +265,9 @@ class _Promotion:
         """Undoes what this process did since a rollback took the promotion back."""
         back = kept.rolled_back.get("to") if kept.rolled_back.get("at", 0.0) >= self._intent["at"] else None
         state = self._target.state(self._name)
-        if _serves(state.canary, self._model.digest):
+        if serves(state.canary, self._model.digest):
             self._target.roll_back(self._name)
-        elif back and _serves(state.stable, self._model.digest):
+        elif back and serves(state.stable, self._model.digest):
             self._target.restore(self._name, ServedModel(**back))
         if back:
             self._bring_back_in_registry(ServedModel(**back), kept.rolled_back["reason"])
@@ -273,7 +280,3 @@ class _Promotion:
 
 def _cannot(model_name: str, arm: Arm) -> str:
     return f"version {arm.model.version} of {model_name!r} cannot be put in charge: {arm.reason or 'it is not ready'}"
-
-
-def _serves(arm: Arm | None, digest: str) -> bool:
-    return arm is not None and arm.model.digest == digest

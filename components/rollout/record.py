@@ -16,6 +16,7 @@ another's: whoever finds that the record was written since it was read reads it 
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -176,6 +177,14 @@ class Record:
     promoted: dict[str, Any] = field(default_factory=dict)
     pending: list[dict[str, str]] = field(default_factory=list)
     revision: int = 0
+
+    def end_rollout(self, decision: str, outcome: str, reason: str, event: str) -> None:
+        """Ends a rollout that is not finished, for its process stops at its next look: the record is no longer its own."""
+        self.holder = {}
+        rollout = self.rollout
+        if rollout is not None and rollout.phase != FINISHED:
+            rollout.phase, rollout.decision, rollout.outcome, rollout.reasons = FINISHED, decision, outcome, [reason]
+            rollout.events.append({"at": round(time.time(), 3), "text": event})
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values."""

@@ -20,7 +20,7 @@ from modelyard.components.registry import versions
 from modelyard.components.rollout import record, registry_side
 from modelyard.components.rollout.record import FINISHED, PROMOTING, ROLLING_BACK, Record
 from modelyard.components.rollout.registry_side import RegistryChange
-from modelyard.components.serving.target import RecordChanged, ServedModel, ServingState, ServingTarget
+from modelyard.components.serving.target import RecordChanged, ServedModel, ServingState, ServingTarget, serves
 from modelyard.components.serving.targets import open_target
 
 # So long a rollback that ended a trial is taken for the same one when it is asked for again, and not for one more.
@@ -80,7 +80,7 @@ def roll_back(model_name: str, target: ServingTarget | str = "local", reason: st
             verified.add(intent["to"]["digest"])
         # Written first: whoever repeats a rollback that was killed must not take the version brought back for the one before.
         notes.rolled_back, notes.promoted = intent, {}
-        _stop_rollout(notes, intent["reason"])
+        notes.end_rollout("fail", "rolled_back", f"it was rolled back by hand: {intent['reason']}", "A rollback ended it.")
         try:
             record.write(target, model_name, notes)
             break
@@ -111,7 +111,7 @@ def on_trial(notes: Record, state: ServingState) -> ServedModel | None:
 def _is_in_charge(state: ServingState, model: dict[str, str] | None) -> bool:
     if model is None:
         return state.stable is None
-    return state.stable is not None and state.stable.model.digest == model["digest"]
+    return serves(state.stable, model["digest"])
 
 
 def _is_as_left(state: ServingState, intent: dict[str, Any]) -> bool:
@@ -184,15 +184,6 @@ def _put_in_charge(target: ServingTarget, model_name: str, intent: dict[str, Any
 def _verify(model_name: str, model: ServedModel) -> None:
     with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
         versions.fetch_verified(model_name, model.version, model.digest, model.uri, folder)
-
-
-def _stop_rollout(notes: Record, reason: str) -> None:
-    """Takes the record out of a running rollout's hands, which stops at its next look."""
-    notes.holder = {}
-    if notes.rollout is not None and notes.rollout.phase != FINISHED:
-        notes.rollout.phase, notes.rollout.decision, notes.rollout.outcome = FINISHED, "fail", "rolled_back"
-        notes.rollout.reasons = [f"it was rolled back by hand: {reason}"]
-        notes.rollout.events.append({"at": round(time.time(), 3), "text": "A rollback ended it."})
 
 
 def _settle(target: ServingTarget, model_name: str, changes: list[RegistryChange]) -> str:

@@ -65,6 +65,11 @@ class Arm:
     layout: str = PREDICTOR
 
 
+def serves(arm: Arm | None, digest: str) -> bool:
+    """Whether there is this arm and the model with this digest is what it serves."""
+    return arm is not None and arm.model.digest == digest
+
+
 @dataclass(frozen=True)
 class ServingState:
     """What a target serves for one model.

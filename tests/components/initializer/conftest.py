@@ -65,6 +65,14 @@ def on_s3(rclone_s3, monkeypatch):
     return rclone_s3
 
 
+@pytest.fixture
+def on_gcs(gcs_emulator, monkeypatch):
+    """Google Cloud Storage."""
+    for name, value in gcs_emulator.environment.items():
+        monkeypatch.setenv(name, value)
+    return gcs_emulator
+
+
 def publish(server, released: Released, prefix: str) -> str:
     """Publishes a version to a server's bucket; returns its URI."""
     scheme = "gs" if "STORAGE_EMULATOR_HOST" in server.environment else "s3"

@@ -91,19 +91,11 @@ def test_a_connection_that_drops_each_time_is_the_reason(on_s3, released, asked,
 
 @pytest.mark.slow
 def test_a_connection_to_google_cloud_storage_that_drops_each_time_is_the_reason(
-    gcs_emulator,  # noqa: F811
-    released,
-    asked,
-    run,
-    destination,
-    tmp_path,
-    monkeypatch,
+    on_gcs, released, asked, run, destination, tmp_path, monkeypatch
 ):
-    for name, value in gcs_emulator.environment.items():
-        monkeypatch.setenv(name, value)
-    source = publish(gcs_emulator, released[0], tmp_path.name)
+    source = publish(on_gcs, released[0], tmp_path.name)
     monkeypatch.setattr(gcs, "_RETRY_SECONDS", 5.0)
-    with interrupted(gcs_emulator.url) as (url, interruptions):
+    with interrupted(on_gcs.url) as (url, interruptions):
         interruptions.victim, interruptions.left = "model.ubj", 1_000
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
         refused(run(source, destination), destination, f"{source}: the store cannot be reached")
@@ -117,20 +109,10 @@ def test_a_truncated_object_is_refused(on_s3, released, asked, run, destination,
     refused(run(source, destination), destination, "1 of its files was altered since it was signed: model.ubj")
 
 
-def test_a_truncated_object_on_google_cloud_storage_is_refused(
-    gcs_emulator,  # noqa: F811
-    released,
-    asked,
-    run,
-    destination,
-    tmp_path,
-    monkeypatch,
-):
+def test_a_truncated_object_on_google_cloud_storage_is_refused(on_gcs, released, asked, run, destination, tmp_path):
     from google.cloud import storage
 
-    for name, value in gcs_emulator.environment.items():
-        monkeypatch.setenv(name, value)
-    source = publish(gcs_emulator, released[0], tmp_path.name)
+    source = publish(on_gcs, released[0], tmp_path.name)
     blob = storage.Client().bucket("bucket").blob(f"{source.removeprefix('gs://bucket/')}/model.ubj")
     blob.upload_from_string(blob.download_as_bytes()[:-100])
     refused(run(source, destination), destination, "altered since it was signed: model.ubj")
