@@ -19,6 +19,7 @@ from modelyard.components.storage.objects import PARALLEL_TRANSFERS, StoredObjec
 _ONE_REQUEST = 64 * 1024 * 1024
 # From this size on a file comes in parts.
 _IN_PARTS = 8 * 1024 * 1024
+_PARTS_AT_ONCE = 4
 _REMEDIES = {
     "NoSuchBucket": "there is no such bucket; create it, or correct the URI",
     "AccessDenied": "access is denied; let the step's credentials list, read and write there",
@@ -98,7 +99,7 @@ def _client(patience: float | None = None) -> Any:
         "s3",
         config=Config(
             retries={"max_attempts": 1 if patience else 5, "mode": "standard"},
-            max_pool_connections=2 * PARALLEL_TRANSFERS,
+            max_pool_connections=PARALLEL_TRANSFERS * _PARTS_AT_ONCE,
             # Some servers give the checksum of the whole with each part, which then looks damaged.
             response_checksum_validation="when_required",
             # Other servers than Amazon's rarely have a host name for each bucket.
@@ -118,7 +119,7 @@ def _loader() -> Any:
 def _transfer() -> Any:
     from boto3.s3.transfer import TransferConfig
 
-    return TransferConfig(multipart_threshold=_IN_PARTS, max_concurrency=4, max_io_queue=32)
+    return TransferConfig(multipart_threshold=_IN_PARTS, max_concurrency=_PARTS_AT_ONCE, max_io_queue=32)
 
 
 def _head(client: Any, bucket: str, key: str) -> StoredObject | None:

@@ -41,6 +41,7 @@ _PEERS: dict[str, tuple[str, ...]] = {
     "split_dataset": ("pandas", "sklearn.model_selection"),
     "train_xgboost": (*_MLFLOW, "mlflow.xgboost", "sklearn.metrics"),
     "train_torch": (*_MLFLOW, "mlflow.pytorch", "torch.onnx"),
+    "train_distributed": (*_MLFLOW, "kubeflow.trainer", "xgboost", "sklearn.metrics"),
     "evaluate_model": (*_MLFLOW, "xgboost", "sklearn.metrics", "matplotlib.pyplot"),
     "write_model_card": (*_MLFLOW, "huggingface_hub", "cyclonedx.validation.json"),
     "sign_model": ("model_signing", "model_signing.signing"),
@@ -54,6 +55,7 @@ def _measure(setting: Setting) -> list[Row]:
     runs: list[tuple[str, dict[str, Any]]] = [("accepted", {"gates": _ACCEPTED})] * setting.size(3, 1) + [
         ("refused", {"gates": _REFUSED}),
         ("served", {"gates": _ACCEPTED, "target": "local", "bake_seconds": 0.0}),
+        ("trained on two nodes", {"gates": _ACCEPTED, "trainer": "xgboost-distributed"}),
     ]
     if importlib.util.find_spec("torch"):
         runs.append(("trained by torch", {"gates": _ACCEPTED, "trainer": "torch", "training_parameters": _SMALL_NETWORK}))
@@ -81,7 +83,7 @@ def _measure(setting: Setting) -> list[Row]:
     return [*rows, Row("imports of KFP's executor", "s", executor.seconds, note=note, measurements={"executor": executor})]
 
 
-FIGURE = Figure("start", "A component's start", _measure, needs=("feast", "mlflow", "xgboost", "model_signing"))
+FIGURE = Figure("start", "A component's start", _measure, needs=("feast", "mlflow", "xgboost", "kubeflow", "model_signing"))
 
 
 def _row(component: str, ours: Measurement, modules: str, plain: dict[str, Measurement]) -> Row:

@@ -106,11 +106,16 @@ def _joined(place: Place) -> Iterator[None]:
 
 def _leave(tracker: "RabitTracker | None") -> None:
     from xgboost import collective
+    from xgboost.core import XGBoostError
 
-    collective.finalize()
-    if tracker is not None:
-        # The others say goodbye to it, and would fail if it were gone.
-        tracker.wait_for(_GOODBYE_SECONDS)
+    try:
+        collective.finalize()
+        if tracker is not None:
+            # The others say goodbye to it.
+            tracker.wait_for(_GOODBYE_SECONDS)
+    except XGBoostError as error:
+        # All nodes have what they came for: the trees, or the agreement to stop.
+        print(f"left without a goodbye: {str(error).partition('Stack trace')[0].strip()}", flush=True)
 
 
 def _keep_to_loopback() -> None:

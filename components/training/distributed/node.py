@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -133,6 +134,16 @@ def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(STOPPED)
 
 
+def _take_signals_beside_main_thread() -> None:
+    """Has SIGTERM delivered to a thread that does nothing else; Python still runs its handler in the main thread.
+
+    XGBoost takes a wait for another node that a signal interrupts for the loss of that node, in whichever of its threads.
+    Those that are started from here on, by libraries too, do not get the signal either.
+    """
+    threading.Thread(target=threading.Event().wait, daemon=True, name="signals").start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
 def main(arguments: list[str]) -> int:
     """Runs a node; returns its exit status."""
     # The first process of a container ignores a signal that it has no handler for.
@@ -152,6 +163,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _main() -> None:
+    _take_signals_beside_main_thread()
     try:
         status = main(sys.argv[1:])
     except Exception:  # noqa: BLE001

@@ -258,7 +258,7 @@ def test_for_triton_a_model_that_is_not_verified_is_not_laid_out(
 
 @pytest.mark.slow
 def test_memory_is_bounded_however_large_a_model_is(on_s3, released, asked, destination, tmp_path, monkeypatch):
-    """Half a gigabyte of model comes in less room than it would take, all that the process imports included."""
+    """Half a gigabyte of model comes in far less room than it takes, all that the process imports included."""
     model = train_small_model(tmp_path / "large" / "model")
     for part in range(8):
         (model / f"extra-{part}.bin").write_bytes(os.urandom(64 * 2**20))
@@ -266,12 +266,14 @@ def test_memory_is_bounded_however_large_a_model_is(on_s3, released, asked, dest
     provenance = sign_model(model, **papers, signed_model=tmp_path / "large" / "signed", model_name="fraud")
     monkeypatch.setenv("MODEL_DIGEST", provenance.model_digest)
     source = publish(on_s3, Released(tmp_path / "large" / "signed", provenance.model_digest), tmp_path.name)
+    # Not getrusage on Linux: there it counts what the process was before it became this one, a copy of the tests' own.
     script = (
-        "import resource, sys; from modelyard.components.initializer.__main__ import main; status = main(sys.argv[1:])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == 'darwin' else 2**10))\n"
-        "sys.exit(status)"
+        "import re, resource, sys; from modelyard.components.initializer.__main__ import main; status = main(sys.argv[1:])\n"
+        "if sys.platform == 'linux': peak = int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) >> 10\n"
+        "else: peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20\n"
+        "print(peak); sys.exit(status)"
     )
     command = [sys.executable, "-c", script, source, destination]
     ended = subprocess.run(command, capture_output=True, check=True, text=True, timeout=300)
-    assert int(ended.stdout.splitlines()[-1]) < 512
+    assert int(ended.stdout.splitlines()[-1]) < 320
     assert verify_model(destination, digest=provenance.model_digest)
