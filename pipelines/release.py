@@ -132,7 +132,7 @@ def release(
             this machine); registry makes it the champion at once and serves it nowhere, none leaves it the challenger.
         serving: How it is served on KServe, by key: namespace, mode (standard or knative), runtime (predictor or triton),
             cpu, memory, gpus, min_replicas, max_replicas, autoscaler, scale_metric, scale_target, node_selector,
-            tolerations, spot, service_account, timeout_seconds and ready_seconds. See rollout_model.
+            tolerations, spot, service_account, timeout_seconds, ready_seconds and long_hosts. See rollout_model.
         rollout_steps: Percentages of the live traffic that it gets, one after another.
         bake_seconds: Seconds that every step takes at least.
         min_samples: Requests that it must have got in every step; without them it never passes.

@@ -46,7 +46,8 @@ def rollout_model(
         serving: How kserve serves it, by key: namespace (by default the pod's own), mode (standard, which needs the
             Gateway API, or knative), runtime (predictor or triton), cpu, memory, gpus, min_replicas, max_replicas, autoscaler
             (none, hpa or keda; Knative has its own), scale_metric, scale_target, node_selector, tolerations, spot,
-            service_account, timeout_seconds and ready_seconds (900: how long it may take to become ready).
+            service_account, timeout_seconds, ready_seconds (900: how long it may take to become ready) and long_hosts (true
+            where KServe's domainTemplate keeps a service's name and the namespace apart by a dot).
         steps: Percentages of the live traffic, one after another, rising. The first is below 100, unless shadow_seconds is
             given: at 100 there is nothing to compare with.
         bake_seconds: How long each step is watched at least.

@@ -4,7 +4,7 @@
 |---|---|
 | InferenceService | the model's name, or what Kubernetes takes of it |
 | ConfigMap with the rollout's notes and what was served before | the InferenceService's, with ``-modelyard`` |
-| predictor, in Standard mode a part of its Deployment's and Service's name | ``v`` and version, ``-``, six of the digest |
+| predictor, in Standard mode a part of its Deployment's and Service's name | ``v``, version, ``-`` if there is room, digest |
 
 Everything that says which version it is stands on a *predictor*, and so on its pods. KServe copies what stands on the
 InferenceService itself to the pods of both arms, so there is only what stays the same for as long as the model is served.
@@ -43,10 +43,15 @@ RUNTIMES = {
     "triton": ("modelyard-triton", "modelyard-triton", "triton"),
 }
 
-# A Deployment is called fraud-v7-5f3c2a-predictor, its pods have that with "isvc." before it as a label; a host is called
-# fraud-predictor-models, with the namespace (Kubeflow's kubeflow-user-example-com still fits). Each has up to 63 characters.
+# Of a label, of an object and of a part of a host's name between two dots.
+LONGEST_LABEL = 63
+# A Deployment is called fraud-v7-5f3c2a-predictor, and its pods have that with "isvc." before it as a label. In Knative mode a
+# host is called fraud-predictor-models, with the namespace (Kubeflow's kubeflow-user-example-com still fits). In Standard mode
+# it is fraud-v7-5f3c2a-predictor-models: what of that has room depends on the namespace, see ``predictor_name``.
 _LONGEST_SERVICE = 27
 _LONGEST_VERSION = 12
+_DIGITS = 6
+SHORTEST_PREDICTOR = 1 + _DIGITS
 _SERVICE = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 
 
@@ -74,9 +79,26 @@ def version_label(version: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", version.lower()).strip("-")[:_LONGEST_VERSION].rstrip("-") or "0"
 
 
-def predictor_name(version: str, digest: str) -> str:
-    """Name of a version's predictor in Standard mode: the same for the same version, whenever it is started."""
-    return f"v{version_label(version)}-{_hexadecimal(digest)[:6]}"
+def predictor_name(version: str, digest: str, room: int = LONGEST_LABEL) -> str:
+    """Name of a version's predictor in Standard mode: the same for the same version, whenever it is started.
+
+    Args:
+        version: the version.
+        digest: its digest.
+        room: how many characters it may have, see ``predictor_room``; without room the version's number is left out.
+    """
+    digits = _hexadecimal(digest)[:_DIGITS]
+    name = f"v{version_label(version)}-{digits}"
+    return name if len(name) <= room else f"v{digits}"
+
+
+def predictor_room(service: str, namespace: str) -> int:
+    """How many characters a predictor's name may have in Standard mode; below ``SHORTEST_PREDICTOR`` none fits.
+
+    KServe makes a host of every Deployment, of its name and the namespace in one part, and refuses the service where that has
+    too many characters.
+    """
+    return LONGEST_LABEL - len(f"{workload_name(service, '_')}-{namespace}") + 1
 
 
 def digest_label(digest: str) -> str:

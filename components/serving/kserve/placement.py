@@ -20,6 +20,7 @@
 | ``service_account`` | whose credentials the model is fetched with | the namespace's default |
 | ``timeout_seconds`` | after which a request is given up | KServe's |
 | ``ready_seconds`` | in which a version must become ready | 900 |
+| ``long_hosts`` | KServe's ``domainTemplate`` is not its default, so that names need no room for the namespace | false |
 
 How a version runs comes key by key from the version in charge where a key is not given, scaling included; only ``runtime`` and
 ``gpus`` are said each time. A version that is brought back without any key runs as it did. In Standard mode KServe
@@ -30,6 +31,20 @@ A release needs room: in Standard mode for the replicas on trial beside all thos
 ``min_replicas`` above 1 for one more while the first of them starts. With ``keda`` for one more after the promotion, too, GPUs
 included: KEDA takes no version on trial, so the promoted version's pods are replaced, one by one.
 Standard mode needs Kubernetes 1.30: pods that end go on answering for a moment (``lifecycle.preStop.sleep``).
+
+In Standard mode the service's name and the namespace may have 44 characters together. KServe makes a host of each version's
+Deployment, by default ``fraud-v7-5f3c2a-predictor-models``, whose parts between dots have 63 at most, and starts nothing where
+one has more; near the limit the version's number is left out of it (``fraud-v5f3c2a-predictor-models``). Where the
+``domainTemplate`` in KServe's ConfigMap ``inferenceservice-config`` keeps the two apart, such as
+``{{ .Name }}.{{ .Namespace }}.{{ .IngressDomain }}``, say ``long_hosts``: a step cannot read it. Nothing need be said where the
+version in charge has such a host already.
+
+In Standard mode the gateway gives up requests to both arms after the ``timeout_seconds`` of the version in charge, since they
+share a rule: those of a version on trial come into force there once it is promoted.
+
+In Knative mode the ConfigMap ``config-features`` of Knative must enable what a pod is told about nodes, all of it disabled by
+default: ``kubernetes.podspec-nodeselector`` for ``node_selector``, ``kubernetes.podspec-tolerations`` for ``tolerations``, and
+this one and ``kubernetes.podspec-affinity`` for ``spot``.
 """
 
 import re
@@ -54,7 +69,7 @@ _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 _MOST_REPLICAS = 10_000
 # These say nothing of how a version runs.
-_OF_THE_RELEASE = ("namespace", "mode", "ready_seconds")
+_OF_THE_RELEASE = ("namespace", "mode", "ready_seconds", "long_hosts")
 # Here none is a value.
 _EMPTY_COUNTS = ("min_replicas", "spot")
 _SCALING_KEYS = ("max_replicas", "scale_metric", "scale_target")
@@ -85,6 +100,7 @@ class Placement:
     service_account: str = ""
     timeout_seconds: int = 0
     ready_seconds: int = 900
+    long_hosts: bool = False
     given: frozenset[str] = frozenset()
 
 
@@ -248,4 +264,5 @@ _READERS: dict[str, Any] = {
     "service_account": _text(_SERVICE_ACCOUNT, "give the name of a service account"),
     "timeout_seconds": _whole(0, 86_400),
     "ready_seconds": _whole(1, 86_400),
+    "long_hosts": _flag,
 }

@@ -14,6 +14,7 @@ from modelyard.components.serving.kserve.names import (
     DIGEST_LABEL,
     GIT_SHA,
     LAYOUT,
+    LONGEST_LABEL,
     MANAGED_BY_LABEL,
     MODEL_CARD,
     MODEL_DIGEST,
@@ -63,7 +64,9 @@ _DEFAULT_UTILIZATION = 80
 SCALING = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "autoScaling")
 
 
-def build_predictor(placement: Placement, mode: str, model_name: str, model: ServedModel, provenance: Provenance) -> Object:
+def build_predictor(
+    placement: Placement, mode: str, model_name: str, model: ServedModel, provenance: Provenance, room: int = LONGEST_LABEL
+) -> Object:
     """The predictor of a version.
 
     Args:
@@ -72,6 +75,7 @@ def build_predictor(placement: Placement, mode: str, model_name: str, model: Ser
         model_name: the served model.
         model: the version; its URI is in an object store.
         provenance: what its verified directory says.
+        room: how many characters its name may have, see ``predictor_name``.
     """
     runtime, model_format, layout = RUNTIMES[placement.runtime]
     annotations = {
@@ -110,7 +114,7 @@ def build_predictor(placement: Placement, mode: str, model_name: str, model: Ser
         predictor["model"]["env"] = [{"name": name, "value": value} for name, value in named.items()]
     if mode == STANDARD:
         # In Knative mode a name would be that of another service.
-        predictor["name"] = predictor_name(model.version, model.digest)
+        predictor["name"] = predictor_name(model.version, model.digest, room)
         # Requests come for a moment yet after a pod is told to end. Knative sees to both by itself, and takes neither.
         predictor["model"]["lifecycle"] = {"preStop": {"sleep": {"seconds": _LEAVING_SECONDS}}}
         predictor["terminationGracePeriodSeconds"] = _GRACE_SECONDS

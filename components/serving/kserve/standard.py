@@ -353,8 +353,14 @@ def _weights(route: Object | None) -> dict[str, int]:
 
 def _is_in_force(route: Object) -> bool:
     """Whether every gateway has taken up the route as it is, and found what it leads to."""
-    parents = (route.get("status") or {}).get("parents") or []
+    parents = [parent for parent in (route.get("status") or {}).get("parents") or () if _is_of_gateway(parent)]
     return bool(parents) and all(_takes(parent, route["metadata"].get("generation", 0)) for parent in parents)
+
+
+def _is_of_gateway(parent: Object) -> bool:
+    """Whether an entry is, or will be, a gateway's: controllers of policies add their own, which say nothing of the route."""
+    conditions = parent.get("conditions") or ()
+    return not conditions or any(condition["type"] in ("Accepted", "ResolvedRefs") for condition in conditions)
 
 
 def _takes(parent: Object, generation: int) -> bool:

@@ -28,6 +28,7 @@ from modelyard.components.announcements import announce
 from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.kserve.api import Cluster, Object, open_cluster
 from modelyard.components.serving.kserve.knative import KnativeMode
+from modelyard.components.serving.kserve.names import LONGEST_LABEL, SHORTEST_PREDICTOR, predictor_room, service_name
 from modelyard.components.serving.kserve.notes import Memory, Notes, Version
 from modelyard.components.serving.kserve.placement import KNATIVE, STANDARD, Placement, completed, scaling_problem
 from modelyard.components.serving.kserve.predictors import DEPLOYMENT_MODE, MODES, build_predictor, inherit, placement_of
@@ -91,12 +92,12 @@ class KServeTarget:
         """Looks whether a version could be rolled out as the placement says, without changing anything.
 
         Raises:
-            InvalidInput: the placement does not fit how the model is served.
+            InvalidInput: the placement does not fit how the model is served, or its name is too long for the namespace.
             NotAvailable: the cluster cannot be reached, has no KServe, or does not let us look.
         """
         live = self._service(model_name).live()
         memory = self._notes(model_name).memory()
-        self._placed(self._mode(model_name, live).name, memory.stable if live else None)
+        self._placed(self._mode(model_name, live).name, model_name, memory.stable if live else None)
 
     def start_canary(self, model_name: str, model: ServedModel) -> None:
         """Starts ``model`` beside the stable version, without traffic; see ``ServingTarget``.
@@ -104,7 +105,8 @@ class KServeTarget:
         A version that is alone gets all the traffic as soon as it is ready.
 
         Raises:
-            InvalidInput: the model is not in an object store, or the placement does not fit how the model is served.
+            InvalidInput: the model is not in an object store, the placement does not fit how it is served, or its name is too
+                long for the namespace.
             VerificationFailed: it is not what it is said to be.
             NotAvailable: it does not become ready in time; the message says why.
         """
@@ -278,18 +280,44 @@ class KServeTarget:
         provenance = _provenance(model_name, model)
         if known is not None:
             return known
-        return Version(model, build_predictor(self._placed(mode, stable), mode, model_name, model, provenance))
+        placement, room = self._placed(mode, model_name, stable)
+        return Version(model, build_predictor(placement, mode, model_name, model, provenance, room))
 
-    def _placed(self, mode: str, stable: Version | None) -> Placement:
-        """How a new version runs: as the version in charge where the placement says nothing.
+    def _placed(self, mode: str, model_name: str, stable: Version | None) -> tuple[Placement, int]:
+        """How a new version runs, as the version in charge where the placement says nothing; and the room for its name.
 
         Raises:
-            InvalidInput: it cannot be scaled so in this mode.
+            InvalidInput: it cannot be scaled so in this mode, or KServe could make no host for it.
         """
         placement = completed(self._placement, mode, placement_of(stable.predictor)) if stable else self._placement
         if problem := scaling_problem(placement, mode):
             raise problem
-        return placement
+        return placement, self._room(model_name, stable) if mode == STANDARD else LONGEST_LABEL
+
+    def _room(self, model_name: str, stable: Version | None) -> int:
+        """How many characters the name of a new version's predictor may have in Standard mode.
+
+        Raises:
+            InvalidInput: too few for any name.
+        """
+        service, namespace = service_name(model_name), self._cluster.namespace
+        room = predictor_room(service, namespace)
+        # A version in charge whose host would be too long by KServe's default shows that the cluster has another template.
+        if self._placement.long_hosts or (stable is not None and len(stable.predictor.get("name", "")) > room):
+            return LONGEST_LABEL
+        if room < SHORTEST_PREDICTOR:
+            missing = SHORTEST_PREDICTOR - room
+            most = len(service) - missing
+            shorter = f"a model name of at most {most} characters (a-z, 0-9 and -), or " if most > 0 else ""
+            raise InvalidInput(
+                "model_name",
+                model_name,
+                f"in Standard mode KServe makes a host of the service's name {service!r} and the namespace {namespace!r}, "
+                f"whose parts have {LONGEST_LABEL} characters at most: take {shorter}a namespace of at most "
+                f"{len(namespace) - missing}; or, where domainTemplate in KServe's ConfigMap inferenceservice-config is "
+                "{{ .Name }}.{{ .Namespace }}.{{ .IngressDomain }}, set serving.long_hosts to true",
+            )
+        return room
 
     def _in_charge(self, model_name: str, version: Version) -> None:
         def change(found: Memory) -> Memory:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.support.fake_cluster.api import Api, Meeting
 from tests.support.fake_cluster.knative import KnativeController
+from tests.support.fake_cluster.predictors import DEFAULT_DOMAIN
 from tests.support.fake_cluster.standard import StandardController
 from tests.support.fake_cluster.store import RESOURCES, Object, Store
 from tests.support.fake_cluster.workloads import Trouble, Workloads
@@ -45,6 +46,7 @@ class FakeCluster:
         step_seconds: how long the controllers rest after a step that changed something.
         controllers: whether there are any; without them it is an API server alone.
         workloads: makes what runs its pods, if they are to be more than a status.
+        domain: KServe's template of hosts.
 
     Attributes:
         kubeconfig: path of the file.
@@ -62,6 +64,7 @@ class FakeCluster:
         step_seconds: float = 0.002,
         controllers: bool = True,
         workloads: Callable[[Store], Workloads] | None = None,
+        domain: str = DEFAULT_DOMAIN,
     ) -> None:
         self.namespace, self.kubeconfig = namespace, folder / "kubeconfig.json"
         self.requests: list[tuple[str, str, int]] = []
@@ -69,7 +72,8 @@ class FakeCluster:
         self.lock = threading.RLock()
         self.store = Store()
         self.workloads = workloads(self.store) if workloads else Workloads(self.store, gpus=gpus)
-        self._standard, self.knative = StandardController(self.store), KnativeController(self.store, self.workloads)
+        self._standard = StandardController(self.store, domain)
+        self.knative = KnativeController(self.store, self.workloads)
         self._steps: list[Callable[[], None]] = [
             self._standard.begin,
             self._standard.route,

@@ -20,6 +20,7 @@ _NOT_OF_THE_POD = (
     *("storageUris", "storageContainerName", "workerSpec", "containers"),
 )
 _NOT_OF_THE_CONTAINER = ("modelFormat", "storageUri", "storage", "runtime", "runtimeVersion", "protocolVersion", "name")
+DEFAULT_DOMAIN = "{name}-{namespace}.example.com"
 
 
 class NoRuntime(Exception):
@@ -153,6 +154,6 @@ def replicas_of(predictor: Object, annotations: dict[str, str]) -> int:
     return least if scaler in ("none", "keda") else max(1, least)
 
 
-def host(name: str, service: Object) -> str:
-    """Host name under which the gateway knows something of a service."""
-    return f"{name}-{service['metadata']['namespace']}.example.com"
+def host(name: str, service: Object, domain: str = DEFAULT_DOMAIN) -> str:
+    """Host name under which the gateway knows something of a service, by KServe's template."""
+    return domain.format(name=name, namespace=service["metadata"]["namespace"])

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.support.fake_cluster.admission import AUTOSCALER, mode_of
 from tests.support.fake_cluster.predictors import (
+    DEFAULT_DOMAIN,
     KSERVE,
     OWNER,
     NoRuntime,
@@ -25,17 +26,30 @@ from tests.support.fake_cluster.predictors import (
 from tests.support.fake_cluster.store import Object, Store
 from tests.support.fake_cluster.workloads import condition_of, is_ready, owned_reference, put, with_condition
 
+_GATEWAY = "example.com/gateway"
+_LONGEST_PART = 63
+
+
+class RefusedHost(Exception):
+    """The host of something has a part that is too long."""
+
 
 class StandardController:
-    """Reconciles the services of one mode, a part of a pass at a time."""
+    """Reconciles the services of one mode, a part of a pass at a time.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Args:
+        store: what there is.
+        domain: KServe's template of hosts.
+    """
+
+    def __init__(self, store: Store, domain: str = DEFAULT_DOMAIN) -> None:
+        self._store, self._domain = store, domain
         self._passes: dict[str, tuple[Object, Object]] = {}
+        self._ended: set[str] = set()
 
     def begin(self) -> None:
         """Workloads: what canaries need, what nobody needs any more, what the stable predictor needs."""
-        self._passes = {}
+        self._passes, self._ended = {}, set()
         for service in self._store.all("inferenceservices"):
             if mode_of(service) == "Standard":
                 self._begin(service)
@@ -46,13 +60,25 @@ class StandardController:
         self._passes[service["metadata"]["uid"]] = (service, status)
         try:
             self._run_canaries(service, status)
+        except RefusedHost:
+            # Neither the version in charge nor the routes are looked at then.
+            self._ended.add(service["metadata"]["uid"])
+            return
+        except NoRuntime as missing:
+            refuse_spec(status, str(missing))
+            return
+        try:
             self._deploy(service, stable, self._autoscaled(service, stable, self._stable_replicas(service, status)))
         except NoRuntime as missing:
             refuse_spec(status, str(missing))
             return
+        except RefusedHost as refused:
+            with_condition(status, "PredictorReady", "False", "ReconcileFailed", str(refused))
+            self._ended.add(service["metadata"]["uid"])
+            return
         name, namespace = service_name(service, stable), service["metadata"]["namespace"]
         deployment = self._store.get("deployments", name, namespace) or {}
-        _observe(status, deployment.get("status", {}), f"http://{host(name, service)}")
+        _observe(status, deployment.get("status", {}), f"http://{self._host(name, service)}")
         pods = self._store.all("pods", namespace, {"app": f"isvc.{name}"})
         observe_model(status, pods, loaded=condition_of(status, "Ready")["status"] == "True")
 
@@ -96,6 +122,8 @@ class StandardController:
     def _deploy(self, service: Object, predictor: Object, replicas: int) -> None:
         name, namespace = service_name(service, predictor), service["metadata"]["namespace"]
         template = template_of(self._store, service, predictor)
+        # KServe makes nothing of what would have no host.
+        self._host(name, service)
         labels = template["metadata"]["labels"]
         metadata = {
             "labels": dict(labels),
@@ -108,6 +136,12 @@ class StandardController:
         put(self._store, "services", name, namespace, {"metadata": metadata, **exposed}, KSERVE)
         deployed = {"spec": {"replicas": replicas, "selector": {"matchLabels": selector}, "template": template}}
         put(self._store, "deployments", name, namespace, {"metadata": metadata, **deployed}, KSERVE)
+
+    def _host(self, name: str, service: Object) -> str:
+        made = host(name, service, self._domain)
+        if any(len(part) > _LONGEST_PART for part in made.split(".")):
+            raise RefusedHost(f"failed creating host name: invalid domain name {made!r}")
+        return made
 
     def _stable_replicas(self, service: Object, status: Object) -> int:
         predictor, annotations = service["spec"]["predictor"], service["metadata"]["annotations"]
@@ -147,7 +181,7 @@ class StandardController:
                         "ownerReferences": [owned_reference(service)],
                     },
                     "spec": {
-                        "hostnames": [host(route, service)],
+                        "hostnames": [self._host(route, service)],
                         "parentRefs": [{"kind": "Gateway", "namespace": "kserve", "name": "kserve-ingress-gateway"}],
                         "rules": [
                             {
@@ -165,7 +199,7 @@ class StandardController:
                 with_condition(status, "IngressReady", "False", "ParentStatusNotAvailable", "Predictor HttpRouteNotReady")
                 continue
             with_condition(status, "IngressReady", "True")
-            status["url"] = f"http://{host(name, service)}"
+            status["url"] = f"http://{self._host(name, service)}"
             address = f"http://{service_name(service, service['spec']['predictor'])}.{namespace}.svc.cluster.local"
             status["address"] = {"url": address}
 
@@ -197,14 +231,16 @@ class StandardController:
                     self._store.set_status("inferenceservices", name, namespace, status)
 
     def accept_routes(self) -> None:
-        """The gateway: takes up every route it has not seen."""
+        """The gateway: takes up every route it has not seen. What other controllers say of it stays."""
         for route in self._store.all("httproutes"):
             generation = route["metadata"]["generation"]
             conditions = [
                 {"type": kind, "status": "True", "reason": kind, "observedGeneration": generation}
                 for kind in ("Accepted", "ResolvedRefs")
             ]
-            status = {"parents": [{"controllerName": "example.com/gateway", "conditions": conditions}]}
+            parents = route.get("status", {}).get("parents", [])
+            others = [parent for parent in parents if parent["controllerName"] != _GATEWAY]
+            status = {"parents": [{"controllerName": _GATEWAY, "conditions": conditions}, *others]}
             if route.get("status") != status:
                 self._store.set_status("httproutes", route["metadata"]["name"], route["metadata"]["namespace"], status)
 

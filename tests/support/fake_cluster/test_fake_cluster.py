@@ -203,6 +203,28 @@ def test_a_canary_that_is_not_ready_gets_no_traffic_and_its_pods_say_why(cluster
     assert init["state"]["waiting"]["reason"] == "CrashLoopBackOff"
 
 
+def test_a_canary_whose_host_has_too_long_a_part_stops_all_that_the_service_needs(cluster, client):
+    # fraud-vN-predictor-models has 63 characters with a version of 39, and one more with one of 40.
+    fits, refused = "9" * 39, "9" * 40
+    bring(cluster, client, standard("1"), standard("1", (fits, 0)))
+    assert [each["name"] for each in cluster.get("inferenceservices", "fraud")["status"]["canaryStatuses"]] == [f"v{fits}"]
+    before = [deployment["metadata"]["name"] for deployment in cluster.all("deployments")]
+    service = standard("1", (refused, 0))
+    service["spec"]["predictor"]["minReplicas"] = 2
+    bring(cluster, client, service)
+    # Neither is it made, nor what it replaces taken away, nor is the one in charge scaled.
+    assert [deployment["metadata"]["name"] for deployment in cluster.all("deployments")] == before
+    assert cluster.get("deployments", "fraud-v1-predictor")["spec"]["replicas"] == 1
+
+
+def test_a_service_whose_host_has_too_long_a_part_is_not_made(cluster, client):
+    bring(cluster, client, standard("9" * 40))
+    assert cluster.all("deployments") == cluster.all("httproutes") == []
+    conditions = cluster.get("inferenceservices", "fraud")["status"]["conditions"]
+    reasons = {condition["type"]: condition.get("reason") for condition in conditions}
+    assert reasons["PredictorReady"] == "ReconcileFailed"
+
+
 def test_a_pod_that_asks_for_a_gpu_waits_where_there_is_none(tmp_path):
     with FakeCluster(tmp_path, gpus=1) as cluster:
         client = Client(cluster)

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from modelyard.components.errors import InvalidInput
 from modelyard.components.serving.kserve.names import (
     LAYOUT,
+    SHORTEST_PREDICTOR,
     digest_label,
     identity,
     layout,
     notes_name,
     predictor_name,
+    predictor_room,
     service_name,
     version_label,
     workload_name,
@@ -44,6 +46,25 @@ def test_the_longest_names_fit_into_a_label_and_a_host_name(model_name):
     service = service_name(model_name)
     assert len(f"isvc.{workload_name(service, predictor_name('9' * 30, 'blake3:' + 'f' * 64))}") <= 63
     assert len(f"{workload_name(service)}-kubeflow-user-example-com") <= 63
+
+
+@given(_MODEL_NAMES, st.integers(1, 63), st.integers(1, 10**9))
+def test_in_standard_mode_every_version_has_a_host_or_none_has(model_name, namespace_length, version):
+    service, namespace = service_name(model_name), "n" * namespace_length
+    room = predictor_room(service, namespace)
+    predictor = predictor_name(str(version), "blake3:" + "5f3c2a" * 8, room)
+    host = f"{workload_name(service, predictor)}-{namespace}"
+    assert _DNS.fullmatch(predictor)
+    assert predictor in (f"v{version}-5f3c2a", "v5f3c2a")
+    assert (len(host) <= 63) == (room >= SHORTEST_PREDICTOR) == (len(service) + namespace_length <= 44)
+
+
+def test_a_version_is_in_its_host_where_there_is_room():
+    digest, namespace = "blake3:" + "5f3c2a" * 8, "kubeflow-user-example-com"
+    assert predictor_name("1234", digest, predictor_room("m" * 14, namespace)) == "v1234-5f3c2a"
+    assert predictor_name("1234", digest, predictor_room("m" * 15, namespace)) == "v5f3c2a"
+    host = workload_name("fraud-detection-xgb", predictor_name("7", digest, predictor_room("fraud-detection-xgb", namespace)))
+    assert f"{host}-{namespace}" == "fraud-detection-xgb-v5f3c2a-predictor-kubeflow-user-example-com"
 
 
 @given(st.lists(_MODEL_NAMES, min_size=2, max_size=5, unique=True))

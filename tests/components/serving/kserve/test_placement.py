@@ -140,5 +140,7 @@ def test_what_was_given_is_told_from_what_was_not():
         "max_replicas": 0,
         "cpu": "",
         "spot": False,
+        "long_hosts": True,
     }
+    assert parse_placement(given).long_hosts
     assert parse_placement(given).given == {"min_replicas", "spot"}

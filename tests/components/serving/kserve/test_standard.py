@@ -2,7 +2,7 @@
 
 import pytest
 
-from modelyard.components.errors import NotAvailable
+from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.serving.kserve.names import FIELD_MANAGER
 from modelyard.components.serving.kserve.notes import Notes
 from modelyard.components.serving.kserve.predictors import inference_service
@@ -133,6 +133,91 @@ def test_without_routes_a_share_does_not_come_into_force_and_it_is_said_why(serv
     with pytest.raises(NotAvailable, match="enableGatewayApi"):
         served.open(obey_seconds=0.3).set_share("fraud", 10)
     served.cluster.resume()
+
+
+def _add_parent(served, conditions):
+    with served.cluster.lock:
+        for name in ("fraud", "fraud-predictor"):
+            parents = served.cluster.get("httproutes", name)["status"]["parents"]
+            status = {"parents": [*parents, {"controllerName": "kuadrant.io/policy-controller", "conditions": conditions}]}
+            served.cluster.store.set_status("httproutes", name, "models", status)
+
+
+def test_what_a_controller_of_policies_says_of_a_route_holds_no_share_up(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    _add_parent(served, [{"type": "kuadrant.io/AuthPolicyAffected", "status": "True", "observedGeneration": 1}])
+    served.target.set_share("fraud", 10)
+    assert served.shares()[-1] == {"1": 90, "2": 10}
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        [],
+        [{"type": "ResolvedRefs", "status": "True"}],
+        [{"type": "Accepted", "status": "False"}],
+        [{"type": "Accepted", "status": "True"}, {"type": "ResolvedRefs", "status": "False"}],
+        [{"type": "Accepted", "status": "True", "observedGeneration": 1}],
+    ],
+)
+def test_a_share_is_in_force_once_every_gateway_has_taken_it_up(served, conditions):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.target.set_share("fraud", 10)
+    _add_parent(served, conditions)
+    with pytest.raises(NotAvailable, match="version 2 to get 20 %"):
+        served.open(obey_seconds=0.3).set_share("fraud", 20)
+
+
+def test_routes_of_which_only_policies_are_told_are_not_in_force(served):
+    served.bring("1")
+    served.cluster.settle()
+    served.cluster.pause()
+    policies = [{"controllerName": "kuadrant.io/policy-controller", "conditions": [{"type": "Affected", "status": "True"}]}]
+    for name in ("fraud", "fraud-predictor"):
+        served.cluster.store.set_status("httproutes", name, "models", {"parents": policies})
+    with pytest.raises(NotAvailable, match="version 1 to get all the traffic alone"):
+        served.open(obey_seconds=0.3).promote("fraud", served.models["1"].digest)
+    served.cluster.resume()
+
+
+@pytest.mark.parametrize("length", [36, 37, 38, 39])
+def test_near_the_limit_of_a_host_every_version_is_still_served(serve, length):
+    served = serve("standard", namespace="n" * length)
+    served.target.check("fraud")
+    served.bring("1")
+    served.bring("2")
+    state = served.target.state("fraud")
+    assert (state.stable.model, state.stable.share, state.previous) == (served.models["2"], 100, served.models["1"])
+    digits = served.models["2"].digest.removeprefix("blake3:")[:6]
+    assert served.service()["spec"]["predictor"]["name"] == (f"v2-{digits}" if length < 38 else f"v{digits}")
+    served.target.restore("fraud", served.models["1"])
+    assert served.target.state("fraud").stable.model == served.models["1"]
+
+
+def test_a_name_for_which_kserve_would_make_no_host_is_refused_before_anything_is_started(serve):
+    served = serve("standard", namespace="n" * 40)
+    told = r"model_name = 'fraud': .* of at most 4 characters .* namespace of at most 39; .* set serving\.long_hosts to true"
+    with pytest.raises(InvalidInput, match=told):
+        served.target.check("fraud")
+    with pytest.raises(InvalidInput, match=told):
+        served.target.start_canary("fraud", served.models["1"])
+    assert served.cluster.all("inferenceservices") == served.cluster.all("configmaps") == []
+
+
+def test_in_knative_mode_no_host_is_made_of_a_version_s_name(serve):
+    serve("knative", namespace="n" * 40).target.check("fraud")
+
+
+def test_a_cluster_that_keeps_name_and_namespace_apart_takes_any_and_need_be_named_so_once(serve):
+    served = serve("standard", namespace="n" * 60, domain="{name}.{namespace}.example.com")
+    served.open(long_hosts=True).check("fraud")
+    served.bring("1", long_hosts=True)
+    served.target.check("fraud")
+    served.bring("2")
+    assert served.target.state("fraud").stable.model == served.models["2"]
+    assert served.service()["spec"]["predictor"]["name"].startswith("v2-")
 
 
 def test_a_version_of_somebody_else_on_trial_is_left_to_them(served):
