@@ -12,7 +12,14 @@ import numpy as np
 from modelyard.components.artifacts.xgboost_library import load_xgboost
 from modelyard.components.training.boosted_trees import BoostingParameters, binned_rows, choose_device, grow_trees
 from modelyard.components.training.distributed.assignment import Assignment
-from modelyard.components.training.distributed.team import LOOPBACK, Place, TeamSession, own_address, wait_for_first
+from modelyard.components.training.distributed.team import (
+    LOOPBACK,
+    PATIENCE_SECONDS,
+    Place,
+    TeamSession,
+    own_address,
+    wait_for_first,
+)
 from modelyard.components.training.labelled_rows import LabelledRows
 from modelyard.components.training.session import Interrupted
 
@@ -92,6 +99,8 @@ def _joined(place: Place) -> Iterator[None]:
         dmlc_tracker_uri=own_address(place),
         dmlc_tracker_port=place.port,
         dmlc_task_id=f"{place.rank:06d}",
+        # For the others to come, and for each answer of theirs; the tracker has no limit of its own.
+        dmlc_timeout=int(PATIENCE_SECONDS),
     )
     if place.on_loopback:
         _keep_to_loopback()
