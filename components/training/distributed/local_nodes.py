@@ -26,6 +26,7 @@ _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 60.0
 # One whose peer failed finds its connection closed.
 _AFTERMATH_SECONDS = 5.0
+_LAST_LINES_SECONDS = 5.0
 
 
 def main(arguments: list[str]) -> int:
@@ -39,9 +40,17 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, ask)
     with tempfile.TemporaryDirectory(prefix="modelyard-nodes-") as aside:
         environments = _environments(trainer, nodes, Path(aside, "meeting"))
+        # What a node that was ended leaves, such as its rows, goes with the folder.
+        for environment in environments:
+            environment["TMPDIR"] = aside
         print(f"{STARTED} {nodes} processes", flush=True)
-        processes = [_start(folder, rank, environment) for rank, environment in enumerate(environments)]
+        processes: list[subprocess.Popen[str]] = []
+        readers: list[threading.Thread] = []
         try:
+            for rank, environment in enumerate(environments):
+                processes.append(_start(folder, environment))
+                readers.append(threading.Thread(target=_pass_on, args=(processes[-1], rank), daemon=True))
+                readers[-1].start()
             while None in (statuses := [process.poll() for process in processes]):
                 if any(statuses):
                     _end(processes, _AFTERMATH_SECONDS)
@@ -53,6 +62,9 @@ def main(arguments: list[str]) -> int:
             for process in processes:
                 process.kill()
                 process.wait()
+            # The last lines say why a node failed; a child of its own may keep them from ending.
+            for reader in readers:
+                reader.join(_LAST_LINES_SECONDS)
     failed = [process.returncode for process in processes if process.returncode]
     # Those that were ended because of another say nothing about why.
     own = [status for status in failed if status > 0]
@@ -79,8 +91,8 @@ def _environments(trainer: str, nodes: int, meeting: Path) -> list[dict[str, str
     return found
 
 
-def _start(folder: str, rank: int, environment: dict[str, str]) -> "subprocess.Popen[str]":
-    process = subprocess.Popen(
+def _start(folder: str, environment: dict[str, str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
         [sys.executable, "-m", "modelyard.components.training.distributed.node", folder],
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -89,8 +101,6 @@ def _start(folder: str, rank: int, environment: dict[str, str]) -> "subprocess.P
         text=True,
         errors="replace",
     )
-    threading.Thread(target=_pass_on, args=(process, rank), daemon=True).start()
-    return process
 
 
 def _pass_on(process: "subprocess.Popen[str]", rank: int) -> None:
