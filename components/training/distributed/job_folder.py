@@ -35,9 +35,18 @@ class JobFolder:
     def __init__(self, uri: str) -> None:
         self.uri = uri
 
-    def put(self, name: str, path: Path) -> None:
-        """Copies a file there, over what is there."""
-        uris.put_file(path, self.of(name))
+    def put(self, name: str, path: Path, *, patience: float = 60.0) -> None:
+        """Copies a file there, over what is there.
+
+        Args:
+            name: of the file there.
+            path: the file to copy.
+            patience: seconds without an answer from the store after which to give up.
+
+        Raises:
+            NotAvailable: the store cannot be reached, or does not let us in.
+        """
+        uris.put_file(path, self.of(name), patience=patience)
 
     def get(self, name: str, destination: Path) -> Path | None:
         """The path to read a file at, which is ``destination`` unless it is on this machine; None if there is none."""
@@ -47,15 +56,23 @@ class JobFolder:
         """Whether a file is there."""
         return uris.exists(self.of(name))
 
-    def put_json(self, name: str, value: Any) -> None:
-        """Writes JSON there, over what is there."""
+    def put_json(self, name: str, value: Any, *, patience: float = 60.0) -> None:
+        """Writes JSON there, over what is there; see ``put``.
+
+        Raises:
+            NotAvailable: the store cannot be reached, or does not let us in.
+        """
         with tempfile.TemporaryDirectory(prefix="modelyard-") as aside:
             path = Path(aside, name)
             path.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
-            self.put(name, path)
+            self.put(name, path, patience=patience)
 
     def get_json(self, name: str) -> Any:
-        """What ``put_json`` wrote; None if there is none."""
+        """What ``put_json`` wrote; None if there is none.
+
+        Raises:
+            NotAvailable: the store cannot be reached, or does not let us in.
+        """
         with tempfile.TemporaryDirectory(prefix="modelyard-") as aside:
             path = self.get(name, Path(aside, name))
             return None if path is None else json.loads(path.read_text(encoding="utf-8"))

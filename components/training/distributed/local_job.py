@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from modelyard.components.storage.locks import exclusive_lock
 from modelyard.components.training.distributed.job import JobState
 from modelyard.components.training.distributed.local_nodes import STARTED
 
-_START_SECONDS = 30.0
+# A slow machine takes its time for Python's start; a job that fails is not waited for.
+_START_SECONDS = 300.0
 _STOP_SECONDS = 90.0
 _SHOWN_LINES = 60
 
@@ -48,12 +49,14 @@ class LocalJob:
         trainer: ``xgboost`` or ``torch``.
         nodes: how many.
         folder: URI of the job's folder.
+        stop_if_asked: raises if the step was asked to stop; ``start`` calls it while it waits.
     """
 
-    def __init__(self, name: str, trainer: str, nodes: int, folder: str) -> None:
+    def __init__(self, name: str, trainer: str, nodes: int, folder: str, stop_if_asked: Callable[[], None]) -> None:
         self.name = name
         self._command = (trainer, str(nodes))
         self._folder = folder
+        self._stop_if_asked = stop_if_asked
         self._held = ExitStack()
         self._client: Any = None
         self._id = ""
@@ -122,6 +125,7 @@ class LocalJob:
                 return
             if time.monotonic() > ends:
                 raise NotAvailable("the local job does not start:\n" + "\n".join(self._lines()[-_SHOWN_LINES:]))
+            self._stop_if_asked()
             time.sleep(0.05)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from modelyard.components.errors import InvalidInput, ModelyardError
+from modelyard.components.errors import InvalidInput, ModelyardError, NotAvailable
 from modelyard.components.lean_imports import treat_process_as_step
 from modelyard.components.training.checkpoints import CheckpointFile
 from modelyard.components.training.distributed.assignment import Assignment
@@ -37,6 +37,8 @@ from modelyard.components.training.session import Interrupted, Plan
 
 MOUNTED_CREDENTIALS = Path("/var/run/secrets/modelyard-storage")
 STOPPED = os.EX_TEMPFAIL
+# Twice this and twice the patience of a checkpoint may pass after SIGTERM, of the 30 s that Kubernetes grants.
+_PROGRESS_PATIENCE = 4.0
 
 
 class _Progress:
@@ -48,8 +50,13 @@ class _Progress:
         self._folder, self._rank = folder, rank
 
     def log_history(self, history: dict[str, list[float]], *, last: bool = False) -> None:
-        if self._rank == 0:
-            self._folder.put_json(PROGRESS, history)
+        if self._rank != 0:
+            return
+        try:
+            self._folder.put_json(PROGRESS, history, patience=_PROGRESS_PATIENCE)
+        except NotAvailable as error:
+            # The step only shows it: the rounds themselves go over with the result.
+            print(f"{error}; training goes on, and the progress is told later.", flush=True)
 
 
 def take_part(folder: JobFolder) -> None:
@@ -80,9 +87,6 @@ def take_part(folder: JobFolder) -> None:
         learn = fit_together
         modules = ("torch", "onnx", "onnxruntime", "numpy")
 
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        team.stop_asked = True
-
     with tempfile.TemporaryDirectory(prefix="modelyard-node-") as aside:
         rows = read_shard(_fetched(folder, shard(place.rank), aside), assignment.spec, assignment.train_digest)
         held_out = read_shard(_fetched(folder, VALIDATION, aside), assignment.spec, assignment.validation_digest)
@@ -104,7 +108,6 @@ def take_part(folder: JobFolder) -> None:
         if resumed is not None:
             print(f"Going on after round {session.rounds_done}.", flush=True)
         model = Path(aside, assignment.model_file)
-        signal.signal(signal.SIGTERM, ask_to_stop)
         learn(session, team, place, assignment, rows, held_out, model)
         if place.rank == 0:
             from modelyard.components.training.versions import library_versions
@@ -140,8 +143,21 @@ def _take_signals_beside_main_thread() -> None:
     XGBoost takes a wait for another node that a signal interrupts for the loss of that node, in whichever of its threads.
     Those that are started from here on, by libraries too, do not get the signal either.
     """
-    threading.Thread(target=threading.Event().wait, daemon=True, name="signals").start()
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    threading.Thread(target=_end_if_alone, args=(heard,), daemon=True, name="signals").start()
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _end_if_alone(heard: int) -> None:
+    """Ends the process at a SIGTERM that comes before the nodes have met.
+
+    A main thread that waits for them in a library runs no handler, for up to an hour, and there is nothing to keep yet.
+    """
+    while number := os.read(heard, 1):
+        if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is _leave:
+            os._exit(STOPPED)
 
 
 def main(arguments: list[str]) -> int:

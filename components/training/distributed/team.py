@@ -5,9 +5,11 @@ Kubeflow Trainer tells each pod its place by variables, ``DMLC_*`` for XGBoost a
 """
 
 import os
+import signal
 import socket
 import time
 from dataclasses import dataclass
+from types import FrameType
 from typing import Protocol
 
 import numpy as np
@@ -64,7 +66,7 @@ class TeamSession(Session):
     team: Team
 
     def join(self, team: Team) -> None:
-        """Checks that every node starts from the same round.
+        """Checks that every node starts from the same round; from then on SIGTERM asks all of them to stop.
 
         Raises:
             NotAvailable: they do not; started again, they will.
@@ -74,6 +76,12 @@ class TeamSession(Session):
         most, least = team.largest(np.array([done, -done]))
         if most != -least:
             raise NotAvailable(f"the nodes start from rounds {-least:.0f} to {most:.0f}: run the step again")
+        # Not before: a node that still waits for the others ends by itself when it is asked to stop.
+        signal.signal(signal.SIGTERM, self.ask_to_stop)
+
+    def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler: all nodes stop after the round under way."""
+        self.team.stop_asked = True
 
     def end_round(self, metrics, snapshot):  # type: ignore[no-untyped-def]
         self.team.agreed_to_stop |= bool(self.team.largest(np.array([float(self.team.stop_asked)]))[0])

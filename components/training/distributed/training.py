@@ -282,7 +282,7 @@ def _job(
         )
     from modelyard.components.training.distributed.local_job import LocalJob
 
-    return LocalJob(name, parameters.trainer, parameters.nodes, folder.uri)
+    return LocalJob(name, parameters.trainer, parameters.nodes, folder.uri, lambda: session.stop_if_asked(dict))
 
 
 def _learned(folder: JobFolder, model_file: str) -> tuple[dict[str, Any], bytes] | None:
@@ -339,6 +339,7 @@ def _run(session: Session, job: Job, folder: JobFolder, backend: str, timeout_se
 
     Raises:
         JobFailed: it failed, or took too long.
+        NotAvailable: it cannot be started, or how it is doing cannot be learned.
         Interrupted: SIGTERM arrived; the job is ended.
     """
     ends = time.monotonic() + timeout_seconds
@@ -359,11 +360,22 @@ def _run(session: Session, job: Job, folder: JobFolder, backend: str, timeout_se
                 raise JobFailed(f"the job {job.name} was not done in {timeout_seconds} s and is ended: raise timeout_seconds")
             if time.monotonic() - looked > _PROGRESS_SECONDS:
                 looked = time.monotonic()
-                session.run.log_history(folder.get_json(PROGRESS) or {})
+                session.run.log_history(_progress(folder))
             time.sleep(_POLL_SECONDS[backend])
-    except (Interrupted, KeyboardInterrupt):
-        job.stop()
+    except BaseException as error:
+        # A local job would go on, and hold up the end of this process; one on a cluster is found again by the next attempt.
+        if backend == "local" or isinstance(error, (Interrupted, KeyboardInterrupt)):
+            job.stop()
         raise
+
+
+def _progress(folder: JobFolder) -> dict[str, list[float]]:
+    """The rounds so far, for MLflow; nothing where the store does not answer, as the next look makes up for it."""
+    try:
+        return folder.get_json(PROGRESS) or {}
+    except NotAvailable as error:
+        print(f"{error}; training goes on, and its progress is logged later.", flush=True)
+        return {}
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -11,10 +12,11 @@ from kfp import dsl
 
 from modelyard.components.artifacts.digest import model_digest
 from modelyard.components.artifacts.scoring import load_scorer
-from modelyard.components.errors import InvalidInput
+from modelyard.components.errors import InvalidInput, NotAvailable
 from modelyard.components.training.boosted_trees import BoostingParameters, train_boosted_trees
 from modelyard.components.training.component import train_distributed
-from modelyard.components.training.distributed.job import JobFailed
+from modelyard.components.training.distributed import training
+from modelyard.components.training.distributed.job import JobFailed, JobState
 from modelyard.components.training.distributed.training import DistributedParameters, train_on_nodes
 from modelyard.components.training.session import Interrupted
 from modelyard.components.training.tabular_network import NetworkParameters, train_network
@@ -140,7 +142,7 @@ def test_a_step_killed_at_any_moment_leaves_no_process_and_goes_on_to_the_same_b
         step = subprocess.Popen([sys.executable, "-c", _STEP, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda moment=moment: list((home / "checkpoints").glob(moment)) or step.poll() is not None)
         step.kill()
-        step.wait()
+        step.wait(60)
         until(lambda: processes_of(home) == [])
     again = train_on_nodes(rows.train, rows.validation, tmp_path / "model", "fraud", DistributedParameters(parameters=TREES))
     assert again.digest == whole.digest
@@ -185,7 +187,7 @@ def test_nothing_listens_beyond_loopback(rows, home, tmp_path):
     looking.start()
     parameters = DistributedParameters(parameters={**TREES, "rounds": 300})
     train_on_nodes(rows.train, rows.validation, tmp_path / "m", "fraud", parameters)
-    looking.join()
+    looking.join(120)
     assert found
     assert all(address.startswith(("127.0.0.1:", "0.0.0.0%lo:")) for address in found), found
 
@@ -209,3 +211,59 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(rows, home, tm
     with pytest.raises(InvalidInput, match=message):
         train_on_nodes(rows.train, rows.validation, tmp_path / "m", "fraud", DistributedParameters(**change))
     assert runs() == []
+
+
+class Played:
+    """A job that is as it is told to be: each of ``states`` once, an error among them raised."""
+
+    name = "played"
+
+    def __init__(self, *states: str | Exception) -> None:
+        self.states, self.stops = list(states), 0
+
+    def start(self) -> None:
+        pass
+
+    def state(self) -> JobState:
+        state = self.states.pop(0)
+        if isinstance(state, Exception):
+            raise state
+        return JobState(state)
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+def _wait_for(job: Played, backend: str, progress=dict) -> list[dict]:
+    logged = []
+    session = SimpleNamespace(stop_if_asked=lambda snapshot: None, run=SimpleNamespace(log_history=logged.append))
+    training._run(session, job, SimpleNamespace(get_json=lambda name: progress()), backend, 60)
+    return logged
+
+
+@pytest.mark.parametrize(("backend", "stops"), [("local", 1), ("kubernetes", 0)])
+@pytest.mark.parametrize("error", [OSError("no more files"), NotAvailable("nothing is known of it")])
+def test_a_step_that_fails_ends_its_local_job_and_leaves_one_on_a_cluster_for_the_next(backend, stops, error):
+    job = Played("running", error)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(training._POLL_SECONDS, backend, 0.01)
+        with pytest.raises(type(error), match=str(error)):
+            _wait_for(job, backend)
+    assert job.stops == stops
+
+
+def test_a_store_that_does_not_tell_the_progress_is_asked_again(monkeypatch, capfd):
+    monkeypatch.setattr(training, "_PROGRESS_SECONDS", -1.0)
+    monkeypatch.setitem(training._POLL_SECONDS, "local", 0.01)
+    told = [NotAvailable("the store is away"), {"round_pr_auc": [0.5]}]
+
+    def progress():
+        next_one = told.pop(0)
+        if isinstance(next_one, Exception):
+            raise next_one
+        return next_one
+
+    job = Played("running", "running", "completed")
+    assert _wait_for(job, "local", progress)[-1] == {"round_pr_auc": [0.5]}
+    assert job.stops == 0
+    assert "the store is away; training goes on" in capfd.readouterr().out
