@@ -47,7 +47,7 @@ class TrainerPods:
         self._thread.join(10)
         for process in [process for pods in self.processes for process in pods]:
             process.kill()
-            process.wait()
+            process.wait(60)
 
     def _start(self, job: dict[str, Any]) -> None:
         trainer, port = job["spec"]["trainer"], free_port()

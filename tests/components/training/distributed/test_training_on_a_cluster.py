@@ -3,6 +3,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,10 +57,35 @@ def _parameters(tmp_path, **changes) -> DistributedParameters:
     return DistributedParameters(**{**told, **changes})
 
 
-def _step(rows, folder: Path, parameters: DistributedParameters) -> "subprocess.Popen[str]":
-    told = json.dumps({name: getattr(parameters, name) for name in parameters.__dataclass_fields__})
-    command = [sys.executable, "-c", _STEP, str(rows.train), str(rows.validation), str(folder), told]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+Start = Callable[[Path, DistributedParameters], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(rows, cluster):
+    """Starts a step as a process of its own, which does not outlive the test."""
+    started = []
+
+    def begin(folder: Path, parameters: DistributedParameters) -> "subprocess.Popen[str]":
+        told = json.dumps({name: getattr(parameters, name) for name in parameters.__dataclass_fields__})
+        command = [sys.executable, "-c", _STEP, str(rows.train), str(rows.validation), str(folder), told]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait(60)
+        process.stdout.close()
+
+
+def _says(process: "subprocess.Popen[str]", text: str, seconds: float = 120) -> bool:
+    """Reads on until the process says it, for so long at most."""
+    end = threading.Timer(seconds, process.kill)
+    end.start()
+    try:
+        return any(text in line for line in process.stdout)
+    finally:
+        end.cancel()
 
 
 def _stored(cluster, tmp_path) -> list[Path]:
@@ -153,15 +180,15 @@ def test_a_network_is_learned_on_a_cluster(rows, home, tmp_path, cluster):
 
 @pytest.mark.slow
 @pytest.mark.server
-def test_a_step_that_is_killed_finds_its_job_again(rows, home, tmp_path, runs, cluster):
+def test_a_step_that_is_killed_finds_its_job_again(home, tmp_path, runs, cluster, start: Start):
     parameters = _parameters(tmp_path, parameters=LONG)
-    first = _step(rows, tmp_path / "model", parameters)
+    first = start(tmp_path / "model", parameters)
     until(lambda: cluster.processes)
     cluster.signal(signal.SIGSTOP)
     first.kill()
-    first.wait()
-    second = _step(rows, tmp_path / "model", parameters)
-    assert any("was started by an earlier attempt" in line for line in second.stdout)
+    first.wait(60)
+    second = start(tmp_path / "model", parameters)
+    assert _says(second, "was started by an earlier attempt")
     cluster.signal(signal.SIGCONT)
     output = second.communicate(timeout=120)[0]
     assert second.returncode == 0, output
@@ -172,9 +199,9 @@ def test_a_step_that_is_killed_finds_its_job_again(rows, home, tmp_path, runs, c
 
 @pytest.mark.slow
 @pytest.mark.server
-def test_a_cancelled_step_deletes_its_job_and_the_next_goes_on_to_the_same_bytes(rows, home, tmp_path, runs, cluster):
+def test_a_cancelled_step_deletes_its_job_and_the_next_goes_on_to_the_same_bytes(rows, home, tmp_path, cluster, start: Start):
     parameters = _parameters(tmp_path, parameters=LONG)
-    step = _step(rows, tmp_path / "model", parameters)
+    step = start(tmp_path / "model", parameters)
     # Its last round is far when its first checkpoint is there.
     until(lambda: any(path.name == "checkpoint.npz" for path in _stored(cluster, tmp_path)))
     cluster.signal(signal.SIGSTOP)
