@@ -32,6 +32,8 @@ from modelyard.scripts.run_command import given_parameters
 POLL_SECONDS = 5.0
 # A server that has gone without a word never answers; the client asks four times before it says so.
 _SILENCE_SECONDS = 15.0
+# What creates something is sent once, and may take longer: who gives it up too early sends it again, and has two of it.
+_CREATE_SECONDS = 60.0
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _CRON_FIELD = r"[0-9A-Za-z*?/,#-]+"
 
@@ -182,7 +184,7 @@ def _ask(question: Callable[[], Any]) -> Any:
 def _connect(arguments: argparse.Namespace) -> Iterator[Any]:
     """A client of the server; what goes wrong with it becomes a message."""
     from kfp_server_api import ApiException
-    from urllib3.exceptions import HTTPError
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
 
     host = arguments.host or os.environ.get("KF_PIPELINES_ENDPOINT", "")
     shown = host or "the Kubeflow Pipelines server of the kubeconfig"
@@ -198,6 +200,11 @@ def _connect(arguments: argparse.Namespace) -> Iterator[Any]:
                 f"a file with one into KF_PIPELINES_TOKEN_FILE"
             ) from error
         raise ClusterError(f"{shown} answers {error.status} {error.reason}: {_message(error)}") from error
+    except ReadTimeoutError as error:
+        # Only what is sent once ends so: it may have been done.
+        raise NotAvailable(
+            f"{shown} did not answer in time: check --host, and look in the UI whether it did what it was asked"
+        ) from error
     except HTTPError as error:
         raise NotAvailable(f"{shown} cannot be reached ({_cause(error)}): check --host, or forward its port") from error
 
@@ -213,18 +220,32 @@ def _client(host: str, namespace: str) -> Any:
     class Client(kfp.Client):
         def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
             """Asks once: kfp's own asks five times, half a minute in all, even when the answer is 401."""
-            return self._healthz_api.healthz_service_get_healthz()
+            return self._healthz_api.healthz_service_get_healthz(_request_timeout=(_SILENCE_SECONDS, _SILENCE_SECONDS))
 
     token_file = os.environ.get("KF_PIPELINES_TOKEN_FILE")
     if token_file and not Path(token_file).is_file():
         raise InvalidInput("KF_PIPELINES_TOKEN_FILE", token_file, "there is no such file")
-    return Client(
+    client = Client(
         host=host or None,
         namespace=namespace or "kubeflow",
         existing_token=os.environ.get("KF_PIPELINES_TOKEN") or None,
         # Read again for each request: such tokens are renewed every hour.
         credentials=ServiceAccountTokenVolumeCredentials(token_file) if token_file else None,
     )
+    _set_timeout(client._healthz_api.api_client.rest_client)
+    return client
+
+
+def _set_timeout(http: Any) -> None:
+    """Lets no request of a client wait for ever: kfp's own methods take no timeout, and set none."""
+    request = http.request
+
+    def in_time(method: str, *arguments: Any, **options: Any) -> Any:
+        answer = _CREATE_SECONDS if method == "POST" else _SILENCE_SECONDS
+        timeout = options.get("_request_timeout") or (_SILENCE_SECONDS, answer)
+        return request(method, *arguments, **{**options, "_request_timeout": timeout})
+
+    http.request = in_time
 
 
 def _upload(client: Any, package: compiled.Package, namespace: str, cached: bool) -> Uploaded:

@@ -3,6 +3,7 @@
 import argparse
 import re
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -296,6 +297,38 @@ def test_a_server_that_cannot_be_reached_is_named(packages, capfd):
     assert url in errors
     assert "refused" in errors
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [("submit",), ("schedule", "--cron", "0 0 2 * * *")])
+def test_a_server_that_takes_connections_and_stays_silent_is_given_up_and_named(packages, capfd, monkeypatch, words):
+    monkeypatch.setattr(cluster, "_SILENCE_SECONDS", 0.2)
+    command, *options = words
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert call(command, packages / "speech.yaml", "--host", url, "-p", "text=hi", *options) == cli.NOT_AVAILABLE
+    (told,) = capfd.readouterr().err.splitlines()
+    assert url in told
+    assert "timed out" in told
+
+
+def test_a_change_that_is_not_answered_is_asked_for_once_and_may_have_been_made(packages, api, capfd, monkeypatch):
+    monkeypatch.setattr(cluster, "_CREATE_SECONDS", 1.0)
+    handle, asked, ending = api.handle, [], threading.Event()
+
+    def handle_all_but_runs(method, path, headers, body):
+        if method == "POST" and path.endswith("/runs"):
+            asked.append(path)
+            ending.wait(60)
+        return handle(method, path, headers, body)
+
+    api.handle = handle_all_but_runs
+    try:
+        assert call("submit", packages / "speech.yaml", "--host", api.url, "-p", "text=hi") == cli.NOT_AVAILABLE
+    finally:
+        ending.set()
+    assert len(asked) == 1
+    (told,) = [line for line in capfd.readouterr().err.splitlines() if "in time" in line]
+    assert f"{api.url} did not answer in time" in told
 
 
 def test_what_the_server_refuses_is_passed_on(packages, api, capfd):
