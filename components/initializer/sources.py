@@ -103,7 +103,7 @@ def _download_from_server(place: str, destination: Path) -> None:
     tracking_uri = settings.tracking_uri()
     with atomic_directory(destination) as partial:
         try:
-            with reachable():
+            with reachable(files=True):
                 get_artifact_repository(place, tracking_uri=tracking_uri).download_artifacts("", str(partial))
         except (MlflowException, RequestException) as error:
             raise NotAvailable(f"{place}: MLflow does not give it ({error}); check the path and the server") from error

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _SQLITE = "sqlite:///"
-_FIRST_CALL_RETRIES = "2"
+_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+# MLflow's own are two minutes, which a silent server takes each time that it is asked.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 def client() -> "MlflowClient":
@@ -77,17 +79,23 @@ def experiment_id(tracking: "MlflowClient", name: str) -> str:
 
 
 @contextmanager
-def reachable() -> Iterator[None]:
-    """Makes MLflow calls in the block fail within seconds and with a clear message, where MLflow alone retries for minutes.
+def reachable(*, files: bool = False) -> Iterator[None]:
+    """Makes MLflow calls in the block fail soon and with a clear message, where MLflow alone retries for minutes.
+
+    A server that refuses is given up within seconds, one that stays silent in about a minute. Whoever sets MLflow's own
+    variables for that chooses otherwise.
+
+    Args:
+        files: whether files are asked for, which the server may have to fetch itself first: MLflow's own timeout holds.
 
     Raises:
         NotAvailable: the tracking server cannot be reached, or does not let us in.
     """
     from mlflow.exceptions import MlflowException
 
-    variable = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(variable)
-    os.environ.setdefault(variable, _FIRST_CALL_RETRIES)
+    limits = _RETRIES if files else {**_RETRIES, **_PATIENCE}
+    ours = {name: value for name, value in limits.items() if name not in os.environ}
+    os.environ.update(ours)
     try:
         yield
     except MlflowException as error:
@@ -100,8 +108,8 @@ def reachable() -> Iterator[None]:
             "check MLFLOW_TRACKING_URI, the server and its credentials"
         ) from (None if urlsplit(uri).password else error)
     finally:
-        if before is None:
-            os.environ.pop(variable, None)
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def _trouble(error: BaseException) -> str:

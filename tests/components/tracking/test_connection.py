@@ -1,4 +1,6 @@
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ import pytest
 
 from modelyard.components import tracking
 from modelyard.components.errors import InvalidInput, NotAvailable
+from modelyard.components.tracking import connection
 from modelyard.components.tracking.connection import experiment_id, reachable
 
 
@@ -72,6 +75,42 @@ def test_a_server_that_is_down_is_named_without_its_password(home, monkeypatch):
         experiment_id(client, "fraud")
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+def test_a_server_that_takes_connections_and_stays_silent_is_given_up(home, monkeypatch):
+    for name in ("MAX_RETRIES", "TIMEOUT"):
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
+    monkeypatch.setattr(connection, "_RETRIES", {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
+    monkeypatch.setattr(connection, "_PATIENCE", {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
+        client = tracking.client()
+        with pytest.raises(NotAvailable, match=f"{address} did not answer in time: check MLFLOW_TRACKING_URI"):
+            experiment_id(client, "fraud")
+
+
+@pytest.mark.parametrize("own", [{}, {"TIMEOUT": "7"}, {"TIMEOUT": "7", "MAX_RETRIES": "5"}])
+def test_mlflows_limits_are_set_for_the_block_alone_and_the_users_own_stand(home, monkeypatch, own):
+    for name in ("MAX_RETRIES", "TIMEOUT"):
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
+
+    def limits():
+        found = {name: os.environ.get(f"MLFLOW_HTTP_REQUEST_{name}") for name in ("MAX_RETRIES", "TIMEOUT")}
+        return {name: value for name, value in found.items() if value is not None}
+
+    with reachable():
+        assert limits() == {"MAX_RETRIES": "2", "TIMEOUT": "20", **own}
+        with reachable():
+            pass
+        assert limits() == {"MAX_RETRIES": "2", "TIMEOUT": "20", **own}
+    assert limits() == own
+    # A server that has to fetch a model itself says nothing meanwhile.
+    with reachable(files=True):
+        assert limits() == {"MAX_RETRIES": "2", **own}
+    assert limits() == own
 
 
 def test_an_address_that_mlflow_does_not_know_is_named_without_its_password(home, monkeypatch):
