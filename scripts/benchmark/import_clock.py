@@ -19,6 +19,20 @@ FOLDER_VARIABLE = "MODELYARD_IMPORT_CLOCK"
 _FUNCTION = "--function_to_execute"
 
 
+def own_peak_gib() -> float:
+    """The largest resident memory of this process so far.
+
+    Linux's ``getrusage`` begins with what the process was before it became this program: its parent, as large as that was.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**20
+    # Counted in KiB, but on macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
 def _install(folder: str) -> None:
     # The module is Python's own, older than any file; every import of a module not loaded yet goes through it.
     bootstrap: Any = sys.modules["_frozen_importlib"]
@@ -39,9 +53,8 @@ def _install(folder: str) -> None:
 
     def write() -> None:
         if _FUNCTION in sys.argv:
-            usage = resource.getrusage(resource.RUSAGE_SELF)
             component = sys.argv[sys.argv.index(_FUNCTION) + 1]
-            content = {"component": component, "imports": imports, "peak": usage.ru_maxrss}
+            content = {"component": component, "imports": imports, "peak_gib": own_peak_gib()}
             Path(folder, f"{component}-{os.getpid()}.json").write_text(json.dumps(content), encoding="utf-8")
 
     bootstrap._find_and_load = find_and_load

@@ -164,11 +164,11 @@ def _run(task: Task, scratch: Path) -> Measurement:
                 cwd=folder,
                 env={**clean_environment(scratch), **task.environment},
             )
-        usage = _wait(process)
+        _wait(process)
         if process.returncode != 0:
             raise MeasurementFailed(f"{name} ended with status {process.returncode}:\n{end_of(log)}")
         content = json.loads(answer.read_text(encoding="utf-8"))
-    return Measurement(content["seconds"], content["cpu_seconds"], peak_gib(usage.ru_maxrss), 1, content["facts"])
+    return Measurement(content["seconds"], content["cpu_seconds"], content["peak_gib"], 1, content["facts"])
 
 
 def end_of(log: Path) -> str:
@@ -177,26 +177,19 @@ def end_of(log: Path) -> str:
     return "\n".join(lines[-_SHOWN_LINES:])
 
 
-def peak_gib(maximum_resident: int) -> float:
-    """What the operating system says of a process's memory, in GiB: it counts in KiB, but on macOS in bytes."""
-    return maximum_resident / (2**30 if sys.platform == "darwin" else 2**20)
-
-
 def clean_environment(scratch: Path) -> dict[str, str]:
     """This process's environment without its registry, store and keys: nothing that is measured may touch those."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MODELYARD_", "MLFLOW_"))}
     return {**kept, "MODELYARD_HOME": str(scratch / "home")}
 
 
-def _wait(process: subprocess.Popen[bytes]) -> resource.struct_rusage:
-    """Waits for the end and returns what the process used."""
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """Waits for the end of a process, and ends it where the waiting is broken off."""
     try:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        process.wait()
     finally:
         if process.returncode is None:
             process.kill()
             process.wait()
         if process.stdin:
             process.stdin.close()
-    return usage

@@ -23,7 +23,6 @@ from modelyard.scripts.benchmark.measuring import (
     measure,
     measure_in_turn,
     median,
-    peak_gib,
 )
 
 MOST = 1.0
@@ -111,7 +110,7 @@ def _read(files: Iterable[Path]) -> tuple[Measurement, dict[str, Measurement]]:
     own: dict[str, list[Measurement]] = {}
     for file in sorted(files, key=lambda path: path.stat().st_mtime):
         content = json.loads(file.read_text(encoding="utf-8"))
-        imports, peak = content["imports"], peak_gib(content["peak"])
+        imports, peak = content["imports"], content["peak_gib"]
         names = [name for name, _, _ in imports]
         first = next((place for place, name in enumerate(names) if name.partition(".")[0] == "modelyard"), len(names))
         executor.append(_sum(imports[:first], peak))

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+from modelyard.scripts.benchmark.import_clock import own_peak_gib
 from modelyard.scripts.benchmark.measuring import Clock
 
 
@@ -25,5 +26,5 @@ if __name__ == "__main__":
     _facts = getattr(importlib.import_module(_module), _function)(
         _clock, **json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     )
-    _answer = {"seconds": _clock.seconds, "cpu_seconds": _clock.cpu_seconds, "facts": _facts}
+    _answer = {"seconds": _clock.seconds, "cpu_seconds": _clock.cpu_seconds, "peak_gib": own_peak_gib(), "facts": _facts}
     Path(sys.argv[3]).write_text(json.dumps(_answer), encoding="utf-8")
