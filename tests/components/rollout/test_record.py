@@ -1,6 +1,5 @@
 import json
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ from modelyard.components.rollout.increments import Increment
 from modelyard.components.rollout.record import CANARY, MOST_POINTS, STABLE, Notes, Progress, Record, TakenOver, point_of
 from modelyard.components.serving.target import Counts, TargetChanged
 from tests.support.simulated_target import SimulatedTarget, SimulatedTime
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -61,8 +61,7 @@ def test_a_holder_that_is_alive_keeps_others_out(target):
 
 def renewed(target: SimulatedTarget, since: int) -> None:
     """Returns once the record was written again."""
-    while record.read(target, "fraud").revision <= since:
-        time.sleep(0.005)
+    until(lambda: record.read(target, "fraud").revision > since)
 
 
 def test_a_holder_that_waits_for_minutes_is_alive(target):
@@ -81,8 +80,7 @@ def test_a_target_that_was_away_for_a_moment_is_told_then(target):
     target.unreachable = {"read_record"}
     with first.kept_alive():
         calls = len(target.calls)
-        while len(target.calls) < calls + 2:
-            time.sleep(0.005)
+        until(lambda: len(target.calls) >= calls + 2)
         target.unreachable = set()
         renewed(target, record.read(target, "fraud").revision)
 
@@ -93,8 +91,7 @@ def test_a_claim_that_was_taken_over_is_not_renewed_and_the_next_write_says_so(t
     with first.kept_alive():
         second = notes(target, "second")
         second.claim(target.time.sleep, alone=True)
-        while any(thread.name == "renewal of the claim" for thread in threading.enumerate()):
-            time.sleep(0.005)
+        until(lambda: all(thread.name != "renewal of the claim" for thread in threading.enumerate()))
         with pytest.raises(TakenOver):
             first.write(progress())
     assert record.read(target, "fraud").holder["token"] == "second"

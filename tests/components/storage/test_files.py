@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelyard.components.storage.files import PARTIAL, atomic_directory, atomic_file, write_text
+from tests.support.waiting import until
 
 
 def names(folder: Path) -> list[str]:
@@ -75,10 +76,13 @@ def _write_forever(target: Path, make_folder: bool) -> None:
 
 
 def _start_writer(target: Path, make_folder: bool) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=_write_forever, args=(target, make_folder))
+    process = multiprocessing.get_context("fork").Process(target=_write_forever, args=(target, make_folder), daemon=True)
     process.start()
-    while not any(path.name.startswith(PARTIAL) and (path.is_dir() or path.stat().st_size) for path in target.parent.iterdir()):
-        time.sleep(0.01)
+    until(
+        lambda: any(
+            path.name.startswith(PARTIAL) and (path.is_dir() or path.stat().st_size) for path in target.parent.iterdir()
+        )
+    )
     return process
 
 
