@@ -239,7 +239,8 @@ def test_the_deployer_may_do_what_the_target_does_and_take_no_keys_away():
     assert all(deployer_may(verb, kind) for kind in kinds for verb in ("get", "list"))
     assert all(deployer_may(verb, api.INFERENCE_SERVICE) for verb in ("create", "patch", "update", "delete"))
     assert all(deployer_may(verb, api.CONFIG_MAP) for verb in ("create", "patch", "update"))
-    assert [kind for kind in kinds if deployer_may("delete", kind)] == [api.INFERENCE_SERVICE]
+    deleted = {api.INFERENCE_SERVICE, api.POD_AUTOSCALER, api.SCALED_OBJECT}
+    assert {kind for kind in kinds if deployer_may("delete", kind)} == deleted
 
 
 @pytest.mark.parametrize("mode", [STANDARD, KNATIVE])

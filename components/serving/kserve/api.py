@@ -33,6 +33,9 @@ DEPLOYMENT = ("apis/apps/v1", "deployments")
 SERVICE = ("api/v1", "services")
 POD = ("api/v1", "pods")
 CONFIG_MAP = ("api/v1", "configmaps")
+EVENT = ("api/v1", "events")
+POD_AUTOSCALER = ("apis/autoscaling/v2", "horizontalpodautoscalers")
+SCALED_OBJECT = ("apis/keda.sh/v1alpha1", "scaledobjects")
 
 Kind = tuple[str, str]
 Object = dict[str, Any]
@@ -79,10 +82,19 @@ class Cluster:
         """The object; None if there is none."""
         return self._ask("GET", kind, name)
 
-    def select(self, kind: Kind, labels: Mapping[str, str]) -> list[Object]:
-        """The objects that have these labels."""
-        wanted = ",".join(f"{name}={value}" for name, value in labels.items())
-        found = self._ask("GET", kind, "", query=[("labelSelector", wanted)]) or {}
+    def select(
+        self, kind: Kind, labels: Mapping[str, str] | None = None, *, fields: Mapping[str, str] | None = None
+    ) -> list[Object]:
+        """The objects that have these labels and, where the API server selects by them, these fields.
+
+        None where it has no such kind.
+        """
+        query = [
+            (name, ",".join(f"{path}={value}" for path, value in wanted.items()))
+            for name, wanted in (("labelSelector", labels), ("fieldSelector", fields))
+            if wanted
+        ]
+        found = self._ask("GET", kind, "", query=query) or {}
         items: list[Object] = found.get("items") or []
         return items
 
@@ -113,14 +125,21 @@ class Cluster:
         """
         return self._write("PUT", kind, content["metadata"]["name"], content, [("fieldManager", FIELD_MANAGER)])
 
-    def delete(self, kind: Kind, content: Object) -> None:
-        """Takes away an object that was read, if it is still as it was.
+    def delete(self, kind: Kind, content: Object, *, changed_too: bool = False) -> None:
+        """Takes away an object that was read, if it is still as it was; one that is gone already is fine.
+
+        Args:
+            kind: its kind.
+            content: as it was read.
+            changed_too: whether it also goes if it was changed since, as long as it is the same object.
 
         Raises:
-            Stale: it is not.
+            Stale: it is not as it was, or another one.
         """
         metadata = content["metadata"]
-        preconditions = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+        preconditions = {"uid": metadata["uid"]}
+        if not changed_too:
+            preconditions["resourceVersion"] = metadata["resourceVersion"]
         options = {"preconditions": preconditions, "propagationPolicy": "Background"}
         self._ask("DELETE", kind, metadata["name"], body=options)
 

@@ -43,6 +43,7 @@ _PERCENT = "canaryTrafficPercent"
 _SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
 _NO_PODS = "FailedCreate"
 _REVISION_LABEL = "serving.knative.dev/revision"
+_ROUTED = "PredictorRouteReady"
 
 
 class KnativeMode:
@@ -131,6 +132,9 @@ class KnativeMode:
         self._service.edit(decide)
         what = f"version {stable.model.version}, which is in charge, to run as a revision that KServe can go back to"
         self._wait(done, what, self._service.ready_seconds, stable.digest)
+
+    def tidy(self) -> None:
+        """Nothing is left behind: Knative's autoscalers go with their revisions."""
 
     def replicas(self, memory: Memory, version: Version) -> int:
         """Knative scales each revision by itself."""
@@ -244,14 +248,17 @@ class KnativeMode:
 
     def _await_share(self, digest: str, percent: int) -> None:
         def in_force(now: _Now) -> bool:
-            return bool(now.traffic) and now.share(digest) == percent
+            return bool(now.traffic) and now.share(digest) == percent and now.is_routed()
 
         self._wait(in_force, f"the traffic to be split, {percent} % for the version on trial")
 
     def _wait(self, so: "Callable[[_Now], bool]", what: str, seconds: float = 0.0, digest: str = "") -> None:
         def why() -> str:
             live = self._service.live()
-            return (self._trouble(_Now(self._service, live), digest)[0] if digest and live else "") or _told(live)
+            if live is None:
+                return ""
+            found = self._trouble(_Now(self._service, live), digest)[0] if digest else ""
+            return found or self._service.refusal(live) or _told(live)
 
         self._service.wait(lambda: so(self._now(self._service.live())), what, seconds or self._service.obey_seconds, why)
 
@@ -297,7 +304,8 @@ class KnativeMode:
         known = memory.find(model.digest)
         model = known.model if known else model
         if now.digest(revision) != model.digest:
-            return SeenArm(Arm(model, share, ready=False, reason="its revision is being made"))
+            reason = self._service.refusal(now.live) or "its revision is being made"
+            return SeenArm(Arm(model, share, ready=False, reason=reason))
         pods = self._pods(now, revision)
         # One that gets nothing may have no pods, and is ready all the same.
         ready = now.is_ready(revision) and (not pods or any(is_ready(pod) for pod in pods))
@@ -313,7 +321,7 @@ class _Now:
     """The service at one moment: its status, and the revisions that the status speaks of."""
 
     def __init__(self, service: Service, live: Object) -> None:
-        self._service, self._live = service, live
+        self._service, self.live = service, live
         self._revisions: dict[str, Object | None] = {}
         self.newest = model_of(live["spec"]["predictor"])
         self.percent: int | None = live["spec"]["predictor"].get(_PERCENT)
@@ -337,13 +345,18 @@ class _Now:
 
     def is_made(self) -> bool:
         """Whether the latest revision is of what is written in the service now."""
-        of_revision, written = self._annotations(self.created), self._live["spec"]["predictor"]["annotations"]
+        of_revision, written = self._annotations(self.created), self.live["spec"]["predictor"]["annotations"]
         return identity(of_revision) == identity(written) and of_revision.get(ATTEMPT) == written.get(ATTEMPT)
 
     def is_latest(self, digest: str) -> bool:
         """Whether the latest revision is of this version, and ready."""
         latest = self.created == self.component.get("latestReadyRevision") and self.newest.digest == digest
         return self.is_made() and latest and self.is_ready(self.created)
+
+    def is_routed(self) -> bool:
+        """Whether the gateway does what the traffic says: Knative writes that down first. True where nothing is said of it."""
+        conditions = (self.live.get("status") or {}).get("conditions") or ()
+        return all(found["status"] == "True" for found in conditions if found["type"] == _ROUTED)
 
     def is_ready(self, revision: str) -> bool:
         return self._condition(revision).get("status") == "True"
@@ -367,7 +380,7 @@ class _Now:
 
     def _last_failure(self, revision: str) -> str:
         """What KServe saw last in a pod, which may be gone; it does not say of which version, so only of the latest."""
-        of_model = (self._live.get("status") or {}).get("modelStatus") or {}
+        of_model = (self.live.get("status") or {}).get("modelStatus") or {}
         told = str((of_model.get("lastFailureInfo") or {}).get("message") or "").strip()
         blocked = revision == self.created and of_model.get("transitionStatus") == "BlockedByFailedLoad"
         return f"; the last failure that KServe saw: {told}" if blocked and told else ""
@@ -403,9 +416,9 @@ def _on_trial(memory: Memory) -> Version:
     return memory.canary
 
 
-def _told(live: Object | None) -> str:
+def _told(live: Object) -> str:
     """What the service says of its predictor, if that is not ready."""
-    for condition in ((live or {}).get("status") or {}).get("conditions") or ():
+    for condition in (live.get("status") or {}).get("conditions") or ():
         if condition["type"] == "PredictorReady" and condition["status"] != "True":
             return f"{condition['status']}: {condition.get('message') or condition.get('reason') or 'no reason given'}"
     return ""

@@ -3,11 +3,12 @@
 import copy
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from modelyard.components.errors import InvalidInput, NotAvailable
-from modelyard.components.serving.kserve.api import INFERENCE_SERVICE, POD, Cluster, FieldsTaken, Object, Stale
+from modelyard.components.serving.kserve.api import EVENT, INFERENCE_SERVICE, POD, Cluster, FieldsTaken, Object, Stale
 from modelyard.components.serving.kserve.names import DIGEST_LABEL, FIELD_MANAGER, digest_label, identity, service_name
 from modelyard.components.serving.kserve.notes import Memory, Version
 from modelyard.components.serving.kserve.placement import NONE
@@ -16,6 +17,7 @@ from modelyard.components.serving.target import Arm, ServedModel, TargetChanged
 
 OWNER_LABEL = "serving.kserve.io/inferenceservice"
 _ATTEMPTS = 30
+_NOT_RECONCILED = "ReconcileFailed"
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,54 @@ class Service:
     def pods(self, digest: str) -> list[Object]:
         """The pods of a version."""
         return self.cluster.select(POD, {OWNER_LABEL: self.name, DIGEST_LABEL: digest_label(digest)})
+
+    def refusal(self, live: Object) -> str:
+        """Why KServe makes nothing of what was written last, as far as it says so; it goes on trying all the time.
+
+        A predictor that it cannot run makes a condition, one whose runtime does not fit is told in the state of the model, and
+        of one on trial in Standard mode it leaves nothing but an event.
+        """
+        status = live.get("status") or {}
+        for condition in status.get("conditions") or ():
+            told = str(condition.get("message") or "").strip()
+            if told and (condition["type"], condition.get("reason")) == ("PredictorReady", _NOT_RECONCILED):
+                return f"KServe does not start it: {told}"
+        model = status.get("modelStatus") or {}
+        told = str((model.get("lastFailureInfo") or {}).get("message") or "").strip()
+        if told and model.get("transitionStatus") == "InvalidSpec":
+            runtime = live["spec"]["predictor"].get("model", {}).get("runtime", "")
+            return f"KServe does not start it: {told}" + (f" (runtime {runtime!r})" if runtime else "")
+        told = self._last_error(live)
+        return f"KServe does not start it: {told}" if told else ""
+
+    def _last_error(self, live: Object) -> str:
+        """The newest error that KServe had with the service since we wrote it last, so not with a version before this one."""
+        metadata = live["metadata"]
+        wanted = {"involvedObject.uid": metadata["uid"], "reason": "InternalError", "type": "Warning"}
+        found: list[Object] = []
+        # Why it takes long is worth a look, but not the wait.
+        with suppress(NotAvailable):
+            found = self.cluster.select(EVENT, fields=wanted)
+        newest = max(found, key=_last_time, default=None)
+        return str(newest.get("message") or "").strip() if newest and _last_time(newest) >= _written_at(metadata) else ""
+
+
+def _last_time(event: Object) -> str:
+    """When an event happened last, to the second; newer clients of the API say it elsewhere than older ones."""
+    repeated = (event.get("series") or {}).get("lastObservedTime")
+    found = repeated or event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp")
+    return str(found or "")[: len("2006-01-02T15:04:05")]
+
+
+def _written_at(metadata: Object) -> str:
+    """When we changed an object last, by the API server's clock, to the second."""
+    ours = [
+        str(entry.get("time") or "")
+        for entry in metadata.get("managedFields") or ()
+        if entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
+    ]
+    found = max(ours, default="") or str(metadata.get("creationTimestamp") or "")
+    return found[: len("2006-01-02T15:04:05")]
 
 
 def _is_scaling(field: str) -> bool:

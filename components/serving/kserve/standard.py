@@ -17,19 +17,30 @@ and with the new names KServe changes the routes, too.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from modelyard.components.errors import NotAvailable
-from modelyard.components.serving.kserve.api import DEPLOYMENT, HTTP_ROUTE, SERVICE, Object
+from modelyard.components.serving.kserve.api import (
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    POD_AUTOSCALER,
+    SCALED_OBJECT,
+    SERVICE,
+    Object,
+    Stale,
+)
 from modelyard.components.serving.kserve.names import identity, layout, workload_name
 from modelyard.components.serving.kserve.notes import Memory, Version
 from modelyard.components.serving.kserve.placement import STANDARD
 from modelyard.components.serving.kserve.pods import crashes, stuck, trouble
 from modelyard.components.serving.kserve.predictors import beside_trial, canary_replicas, is_scaled, on_trial
-from modelyard.components.serving.kserve.service import Seen, SeenArm, Service, model_of
+from modelyard.components.serving.kserve.service import OWNER_LABEL, Seen, SeenArm, Service, model_of
 from modelyard.components.serving.target import Arm, TargetChanged
 
+# As KServe finds the Deployments that no predictor needs any more.
+_OF_PREDICTORS = {"component": "predictor"}
 # What a service says of its version in charge.
 _READY = "PredictorReady"
 _NO_ROUTE = (
@@ -49,7 +60,7 @@ class StandardMode:
     def see(self, live: Object, memory: Memory) -> Seen:
         """What is served, from the Deployments and the HTTPRoute."""
         weights = _weights(self._service.cluster.get(HTTP_ROUTE, self._service.name))
-        stable = self._arm(live["spec"]["predictor"], weights)
+        stable = self._arm(live["spec"]["predictor"], weights, live)
         trial = _trial(live)
         if memory.stable is None and memory.canary and memory.canary.digest == stable.arm.model.digest and trial is None:
             # A first version is on trial alone, and gets all there is: what it is told is only written down.
@@ -57,7 +68,7 @@ class StandardMode:
             return Seen(canary=self._tried(SeenArm(replace(stable.arm, share=share), stable.workload)))
         if trial is None:
             return Seen(stable)
-        return Seen(stable, self._tried(self._arm(trial["predictor"], weights, of_canary=live)))
+        return Seen(stable, self._tried(self._arm(trial["predictor"], weights, live, on_trial=True)))
 
     def start(self, version: Version, memory: Memory, over: str = "") -> None:
         """Puts a version on trial, without traffic; or makes the service with it."""
@@ -73,7 +84,30 @@ class StandardMode:
                 raise TargetChanged(f"somebody else changed the versions of {self._service.model_name!r} meanwhile")
             return self._manifest(memory, version, 0, 1)
 
+        self.tidy()
         self._service.edit(decide)
+
+    def tidy(self) -> None:
+        """Takes away the autoscalers of versions that are not served any more, which KServe leaves behind.
+
+        A version that is started again has the name that it had, and an old autoscaler would fight KServe for its replicas.
+        """
+        live = self._service.live()
+        if live is None:
+            # With the service goes what it owns.
+            return
+        served = [live["spec"]["predictor"], *(trial["predictor"] for trial in live["spec"].get("canary") or ())]
+        names = {self._workload(predictor) for predictor in served}
+        for kind in (SCALED_OBJECT, POD_AUTOSCALER):
+            for found in self._service.cluster.select(kind, {OWNER_LABEL: self._service.name, **_OF_PREDICTORS}):
+                metadata = found["metadata"]
+                if metadata["name"] in names or metadata.get("deletionTimestamp") or not _is_owned(found, live):
+                    continue
+                # KServe may still be at work on the version as long as that runs, and would make it anew.
+                self._await_gone(metadata["name"], f"what runs as {metadata['name']} to be taken away")
+                # Another object of that name is not the one that was left.
+                with suppress(Stale):
+                    self._service.cluster.delete(kind, found, changed_too=True)
 
     def replicas(self, memory: Memory, version: Version) -> int:
         """How many replicas it takes to answer all the traffic."""
@@ -129,6 +163,7 @@ class StandardMode:
         live = self._service.live()
         trial = _trial(live) if live else None
         if trial is None:
+            self.tidy()
             return
 
         def decide(live: Object | None) -> Object | None:
@@ -141,8 +176,8 @@ class StandardMode:
         if moved:
             self.await_alone(stable, gone=gone)
         else:
-            what = f"version {gone.model.version} to be taken away"
-            self._service.wait(lambda: self._is_gone(gone), what, self._service.obey_seconds, self._why_not)
+            self._await_gone(self._workload(gone.predictor), f"version {gone.model.version} to be taken away")
+            self.tidy()
 
     make_room = withdraw
 
@@ -152,13 +187,17 @@ class StandardMode:
         def alone() -> bool:
             if not self._routes_lead_to({self._workload(version.predictor): 100}):
                 return False
-            return gone is None or self._is_gone(gone)
+            return gone is None or self._is_gone(self._workload(gone.predictor))
 
         what = f"version {version.model.version} to get all the traffic alone"
         self._service.wait(alone, what, self._service.obey_seconds, self._why_not)
+        self.tidy()
 
-    def _is_gone(self, version: Version) -> bool:
-        return self._service.cluster.get(DEPLOYMENT, self._workload(version.predictor)) is None
+    def _await_gone(self, workload: str, what: str) -> None:
+        self._service.wait(lambda: self._is_gone(workload), what, self._service.obey_seconds, self._why_not)
+
+    def _is_gone(self, workload: str) -> bool:
+        return self._service.cluster.get(DEPLOYMENT, workload) is None
 
     def _move_weight(self, stable: Version, move: Callable[[], None]) -> bool:
         """Moves the weight, if KServe does: not while the version in charge is down, or too few of its replicas answer."""
@@ -278,24 +317,28 @@ class StandardMode:
 
     def _trouble(self, version: Version) -> tuple[str, bool]:
         why, failed = trouble(self._service.pods(version.digest))
-        return why or stuck(self._service.cluster.get(DEPLOYMENT, self._workload(version.predictor))), failed
+        if why:
+            return why, failed
+        deployment = self._service.cluster.get(DEPLOYMENT, self._workload(version.predictor))
+        live = self._service.live() if deployment is None else None
+        return (self._service.refusal(live) if live else stuck(deployment)), failed
 
     def _workload(self, predictor: Mapping[str, Any]) -> str:
         return workload_name(self._service.name, predictor.get("name", ""))
 
-    def _arm(self, predictor: Object, weights: Mapping[str, int], of_canary: Object | None = None) -> SeenArm:
+    def _arm(self, predictor: Object, weights: Mapping[str, int], live: Object, *, on_trial: bool = False) -> SeenArm:
         model, name = model_of(predictor), self._workload(predictor)
         deployment = self._service.cluster.get(DEPLOYMENT, name)
         ready = (
             deployment is not None and _digest(deployment) == model.digest and bool(_status(deployment, "availableReplicas"))
         )
-        if ready and of_canary is not None:
+        if ready and on_trial:
             # Only what KServe says is ready gets a weight.
-            said = (of_canary.get("status") or {}).get("canaryStatuses") or ()
+            said = (live.get("status") or {}).get("canaryStatuses") or ()
             ready = any(found["name"] == predictor["name"] and found["ready"] for found in said)
         reason, failed = ("", False) if ready else trouble(self._service.pods(model.digest))
         if not ready and not reason:
-            reason = stuck(deployment) or "it is being started"
+            reason = stuck(deployment) or (self._service.refusal(live) if deployment is None else "") or "it is being started"
         url, spoken = self._url(name) if ready else "", layout(predictor.get("annotations"))
         arm = Arm(model, weights.get(name, 0), ready=ready, failed=failed, reason=reason, url=url, layout=spoken)
         return SeenArm(arm, name)
@@ -330,6 +373,11 @@ def _trial(live: Object) -> Object | None:
         )
     trial: Object = found[0]
     return trial
+
+
+def _is_owned(found: Object, live: Object) -> bool:
+    """Whether an object goes with this InferenceService, and not with another one or with nobody."""
+    return any(owner.get("uid") == live["metadata"]["uid"] for owner in found["metadata"].get("ownerReferences") or ())
 
 
 def _both(memory: Memory) -> tuple[Version, Version]:

@@ -152,6 +152,9 @@ class KServeTarget:
             self._service(model_name).remove(seen.canary_digest)
         elif seen.canary is not None or not seen.settled:
             mode.withdraw(memory)
+        else:
+            # A call that was killed may have ended the trial, and no more.
+            mode.tidy()
         if seen.canary is not None:
             ended = seen.canary_digest
 

@@ -187,10 +187,19 @@ class FakeCluster:
             self.workloads.troubles[version] = Trouble(kind, message or messages[kind])
             self._settled_at = -1
 
+    def deny(self, version: str, message: str) -> None:
+        """From now on KServe cannot make what would run a version: the API server refuses it."""
+        with self.lock:
+            for controller in (self._standard, self.knative):
+                controller.denied[version] = message
+            self._settled_at = -1
+
     def mend(self, version: str) -> None:
         """The pods of a version start again."""
         with self.lock:
             self.workloads.troubles.pop(version, None)
+            for controller in (self._standard, self.knative):
+                controller.denied.pop(version, None)
             self._settled_at = -1
 
     def fail(

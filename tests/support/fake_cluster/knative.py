@@ -11,8 +11,11 @@ from tests.support.fake_cluster.predictors import (
     KSERVE,
     OWNER,
     NoRuntime,
+    Refused,
     host,
     observe_model,
+    record_error,
+    refuse_predictor,
     refuse_spec,
     service_name,
     sum_up,
@@ -40,11 +43,15 @@ class KnativeController:
 
     Attributes:
         routes_first: whether traffic is split anew before a new template has made a revision: either can come first.
+        denied: by model version, why Knative's webhook does not take its service.
     """
 
     def __init__(self, store: Store, workloads: Workloads) -> None:
         self._store, self._workloads = store, workloads
         self.routes_first = False
+        self.denied: dict[str, str] = {}
+        # By the uid of a Knative service, what its ingress does.
+        self._programmed: dict[str, list[Object]] = {}
         self._tried: dict[str, int] = {}
 
     # KServe
@@ -66,7 +73,13 @@ class KnativeController:
         try:
             template = template_of(self._store, service, predictor)
         except NoRuntime as missing:
-            refuse_spec(status, str(missing))
+            refuse_spec(status)
+            record_error(self._store, service, missing)
+            return
+        if denial := self.denied.get(predictor.get("annotations", {}).get(VERSION, "")):
+            refused = Refused(f"fails to reconcile predictor: {denial}")
+            refuse_predictor(status, refused)
+            record_error(self._store, service, refused)
             return
         percent, tagged = predictor.get("canaryTrafficPercent"), metadata["annotations"].get(_TAGGED) == "true"
         if percent is not None and not 0 <= percent <= 100:
@@ -249,8 +262,14 @@ class KnativeController:
             if missing:
                 with_condition(status, "RoutesReady", "False" if missing != "none" else "Unknown", "RevisionMissing")
             else:
-                status["traffic"] = traffic
-                with_condition(status, "RoutesReady", "True")
+                if status.get("traffic") == traffic:
+                    self._programmed[metadata["uid"]] = traffic
+                    with_condition(status, "RoutesReady", "True")
+                else:
+                    # Written down first; the ingress is told then.
+                    status["traffic"] = traffic
+                    told = "Ingress has not yet been reconciled."
+                    with_condition(status, "RoutesReady", "Unknown", "IngressNotConfigured", told)
                 status["url"] = f"http://{host(metadata['name'], knative)}"
                 status["address"] = {"url": f"http://{metadata['name']}.{metadata['namespace']}.svc.cluster.local"}
             states = {condition_of(status, kind)["status"] for kind in ("ConfigurationsReady", "RoutesReady")}
@@ -270,7 +289,7 @@ class KnativeController:
         for knative in self._store.all("ksvcs", namespace):
             if knative["metadata"]["labels"].get(OWNER) != name:
                 continue
-            for target in knative.get("status", {}).get("traffic", ()):
+            for target in self._programmed.get(knative["metadata"]["uid"], ()):
                 revision = self._store.get("revisions", target["revisionName"], namespace)
                 ready = revision and condition_of(revision.get("status", {}), "Ready")["status"] == "True"
                 who = revision["metadata"]["annotations"].get(VERSION, "") if ready else ""

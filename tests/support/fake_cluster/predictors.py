@@ -1,9 +1,10 @@
 """What KServe makes of a predictor in both modes: names, pod template, the canary's predictor, the state of the model."""
 
 import copy
+import hashlib
 from typing import Any
 
-from tests.support.fake_cluster.store import Object, Store
+from tests.support.fake_cluster.store import Object, Store, now
 from tests.support.fake_cluster.workloads import condition_of, is_ready, with_condition
 
 OWNER = "serving.kserve.io/inferenceservice"
@@ -23,7 +24,11 @@ _NOT_OF_THE_CONTAINER = ("modelFormat", "storageUri", "storage", "runtime", "run
 DEFAULT_DOMAIN = "{name}-{namespace}.example.com"
 
 
-class NoRuntime(Exception):
+class Refused(Exception):
+    """KServe cannot make what runs a predictor; it tries again and again."""
+
+
+class NoRuntime(Refused):
     """The predictor's ServingRuntime is not there."""
 
 
@@ -39,7 +44,7 @@ def template_of(store: Store, service: Object, predictor: Object) -> Object:
     runtime = model.get("runtime", "")
     found = store.get("servingruntimes", runtime, metadata["namespace"]) or store.get("clusterservingruntimes", runtime)
     if found is None:
-        raise NoRuntime(runtime)
+        raise NoRuntime(f"No ServingRuntimes or ClusterServingRuntimes with the name: {runtime}")
     annotations = {
         **found["spec"].get("annotations", {}),
         **{name: value for name, value in metadata.get("annotations", {}).items() if name not in _NOT_IN_TEMPLATES},
@@ -131,13 +136,43 @@ def _set_model(model: Object, state: str, failure: Object | None = None) -> None
         model["lastFailureInfo"] = failure
 
 
-def refuse_spec(status: Object, runtime: str) -> None:
-    """What status says where the runtime is not there, in place."""
+def refuse_spec(status: Object) -> None:
+    """What status says where the service's own predictor has no runtime, in place: no condition says it."""
     model = status.setdefault("modelStatus", {})
     model.setdefault("states", {"activeModelState": ""})["targetModelState"] = "FailedToLoad"
     model["transitionStatus"] = "InvalidSpec"
     model["lastFailureInfo"] = {"reason": "RuntimeNotRecognized", "message": "Waiting for runtime to become available"}
-    with_condition(status, "PredictorReady", "False", "RuntimeNotRecognized", f"no runtime {runtime}")
+
+
+def refuse_predictor(status: Object, refused: Refused) -> None:
+    """What status says where the service's own predictor cannot be made, in place."""
+    with_condition(status, "PredictorReady", "False", "ReconcileFailed", str(refused))
+
+
+def record_error(store: Store, service: Object, refused: Refused) -> None:
+    """The event that KServe leaves of every pass that fails; here once for each generation of the service."""
+    metadata, message = service["metadata"], str(refused)
+    digest = hashlib.sha256(f"{metadata['uid']}/{metadata['generation']}/{message}".encode()).hexdigest()[:16]
+    name, time = f"{metadata['name']}.{digest}", now()
+    if store.get("events", name, metadata["namespace"]) is not None:
+        return
+    involved = {
+        "apiVersion": service["apiVersion"],
+        "kind": service["kind"],
+        **{key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")},
+    }
+    event = {
+        "metadata": {"name": name, "namespace": metadata["namespace"]},
+        "involvedObject": involved,
+        "type": "Warning",
+        "reason": "InternalError",
+        "message": message,
+        "source": {"component": "v1beta1Controllers"},
+        "count": 1,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+    }
+    store.create("events", event, KSERVE)
 
 
 def sum_up(status: Object, mode: str) -> None:

@@ -14,9 +14,12 @@ from tests.support.fake_cluster.predictors import (
     KSERVE,
     OWNER,
     NoRuntime,
+    Refused,
     host,
     merged_predictor,
     observe_model,
+    record_error,
+    refuse_predictor,
     refuse_spec,
     replicas_of,
     service_name,
@@ -24,13 +27,13 @@ from tests.support.fake_cluster.predictors import (
     template_of,
 )
 from tests.support.fake_cluster.store import Object, Store
-from tests.support.fake_cluster.workloads import condition_of, is_ready, owned_reference, put, with_condition
+from tests.support.fake_cluster.workloads import VERSION, condition_of, is_ready, owned_reference, put, with_condition
 
 _GATEWAY = "example.com/gateway"
 _LONGEST_PART = 63
 
 
-class RefusedHost(Exception):
+class RefusedHost(Refused):
     """The host of something has a part that is too long."""
 
 
@@ -40,10 +43,14 @@ class StandardController:
     Args:
         store: what there is.
         domain: KServe's template of hosts.
+
+    Attributes:
+        denied: by model version, why the API server does not take its Deployments.
     """
 
     def __init__(self, store: Store, domain: str = DEFAULT_DOMAIN) -> None:
         self._store, self._domain = store, domain
+        self.denied: dict[str, str] = {}
         self._passes: dict[str, tuple[Object, Object]] = {}
         self._ended: set[str] = set()
 
@@ -59,28 +66,37 @@ class StandardController:
         stable = service["spec"]["predictor"]
         self._passes[service["metadata"]["uid"]] = (service, status)
         try:
-            self._run_canaries(service, status)
-        except RefusedHost:
-            # Neither the version in charge nor the routes are looked at then.
+            self._run(service, status)
+        except Refused as refused:
+            # The pass ends here, with what the status says by now.
             self._ended.add(service["metadata"]["uid"])
-            return
-        except NoRuntime as missing:
-            refuse_spec(status, str(missing))
-            return
-        try:
-            self._deploy(service, stable, self._autoscaled(service, stable, self._stable_replicas(service, status)))
-        except NoRuntime as missing:
-            refuse_spec(status, str(missing))
-            return
-        except RefusedHost as refused:
-            with_condition(status, "PredictorReady", "False", "ReconcileFailed", str(refused))
-            self._ended.add(service["metadata"]["uid"])
+            record_error(self._store, service, refused)
             return
         name, namespace = service_name(service, stable), service["metadata"]["namespace"]
         deployment = self._store.get("deployments", name, namespace) or {}
         _observe(status, deployment.get("status", {}), f"http://{self._host(name, service)}")
         pods = self._store.all("pods", namespace, {"app": f"isvc.{name}"})
         observe_model(status, pods, loaded=condition_of(status, "Ready")["status"] == "True")
+
+    def _run(self, service: Object, status: Object) -> None:
+        stable = service["spec"]["predictor"]
+        try:
+            template_of(self._store, service, stable)
+        except NoRuntime:
+            refuse_spec(status)
+            raise
+        try:
+            self._run_canaries(service, status)
+        except Refused as refused:
+            # Worked out on a copy, so that nothing of it gets into the status.
+            raise Refused(f"fails to reconcile canary deployments: {refused}") from refused
+        least = self._stable_replicas(service, status)
+        try:
+            self._deploy(service, stable, self._autoscaled(service, stable, least), least)
+        except Refused as refused:
+            failed = Refused(f"fails to reconcile predictor: {refused}")
+            refuse_predictor(status, failed)
+            raise failed from refused
 
     def _run_canaries(self, service: Object, status: Object) -> None:
         stable, namespace = service["spec"]["predictor"], service["metadata"]["namespace"]
@@ -90,7 +106,12 @@ class StandardController:
             expected.add(name)
             replicas = _canary_replicas(service, canary)
             predictor = merged_predictor(stable, canary["predictor"], replicas)
-            self._deploy(service, predictor, replicas_of(predictor, service["metadata"]["annotations"]))
+            count = replicas_of(predictor, service["metadata"]["annotations"])
+            try:
+                self._deploy(service, predictor, count, replicas)
+            except Refused as refused:
+                did = "build resources for" if isinstance(refused, NoRuntime) else "reconcile"
+                raise Refused(f"fails to {did} canary {canary['predictor']['name']}: {refused}") from refused
             deployment = self._store.get("deployments", name, namespace) or {}
             ready = deployment.get("status", {}).get("availableReplicas", 0) > 0
             percent = canary["trafficPercent"]
@@ -119,7 +140,7 @@ class StandardController:
                 if found["metadata"]["name"] not in expected:
                     self._store.delete(kind, found["metadata"]["name"], namespace)
 
-    def _deploy(self, service: Object, predictor: Object, replicas: int) -> None:
+    def _deploy(self, service: Object, predictor: Object, replicas: int, least: int) -> None:
         name, namespace = service_name(service, predictor), service["metadata"]["namespace"]
         template = template_of(self._store, service, predictor)
         # KServe makes nothing of what would have no host.
@@ -134,8 +155,35 @@ class StandardController:
         selector = {"app": f"isvc.{name}"}
         exposed = {"spec": {"selector": selector, "ports": [{"name": name, "port": 80, "targetPort": 8080, "protocol": "TCP"}]}}
         put(self._store, "services", name, namespace, {"metadata": metadata, **exposed}, KSERVE)
+        if denial := self.denied.get(template["metadata"]["annotations"].get(VERSION, "")):
+            raise Refused(denial)
         deployed = {"spec": {"replicas": replicas, "selector": {"matchLabels": selector}, "template": template}}
         put(self._store, "deployments", name, namespace, {"metadata": metadata, **deployed}, KSERVE)
+        self._scale(metadata, name, namespace, predictor, least)
+
+    def _scale(self, metadata: Object, name: str, namespace: str, predictor: Object, least: int) -> None:
+        """The autoscaler of a predictor's class. None goes when its predictor does; only an HPA goes when the class is none."""
+        scaler = metadata["annotations"].get(AUTOSCALER, "hpa")
+        most = max(predictor.get("maxReplicas", 0), least)
+        if scaler == "keda":
+            triggers = [
+                {"type": each["resource"]["name"], "metadata": {"value": str(each["resource"]["target"]["averageUtilization"])}}
+                for each in predictor.get("autoScaling", {}).get("metrics", ())
+            ]
+            bounds = {"minReplicaCount": least, "maxReplicaCount": most}
+            scaled = {"spec": {"scaleTargetRef": {"name": name}, **bounds, "triggers": triggers}}
+            put(self._store, "scaledobjects", name, namespace, {"metadata": metadata, **scaled}, KSERVE)
+        elif scaler == "hpa":
+            target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+            goal = {"type": "Utilization", "averageUtilization": predictor.get("scaleTarget", 80)}
+            metrics = [{"type": "Resource", "resource": {"name": predictor.get("scaleMetric", "cpu"), "target": goal}}]
+            bounds = {"minReplicas": max(1, least), "maxReplicas": max(1, most)}
+            scaled = {"spec": {"scaleTargetRef": target, **bounds, "metrics": metrics}}
+            put(self._store, "horizontalpodautoscalers", name, namespace, {"metadata": metadata, **scaled}, KSERVE)
+        else:
+            found = self._store.get("horizontalpodautoscalers", name, namespace) or {"metadata": {}}
+            if any(owner["kind"] == "InferenceService" for owner in found["metadata"].get("ownerReferences", ())):
+                self._store.delete("horizontalpodautoscalers", name, namespace)
 
     def _host(self, name: str, service: Object) -> str:
         made = host(name, service, self._domain)
@@ -166,7 +214,7 @@ class StandardController:
     def route(self) -> None:
         """The HTTPRoutes: of the predictor and of the whole service. Only canaries that are ready get a weight."""
         for service, status in self._passes.values():
-            if not self._is_there(service):
+            if not self._is_there(service) or service["metadata"]["uid"] in self._ended:
                 continue
             if condition_of(status, "PredictorReady")["status"] != "True":
                 with_condition(status, "IngressReady", "False", "Predictor ingress not created")

@@ -39,6 +39,9 @@ RESOURCES = {
     "pods": Resource("", "v1", "pods", "Pod"),
     "services": Resource("", "v1", "services", "Service"),
     "deployments": Resource("apps", "v1", "deployments", "Deployment"),
+    "events": Resource("", "v1", "events", "Event", has_status=False),
+    "horizontalpodautoscalers": Resource("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler"),
+    "scaledobjects": Resource("keda.sh", "v1alpha1", "scaledobjects", "ScaledObject"),
     "inferenceservices": Resource("serving.kserve.io", "v1beta1", "inferenceservices", "InferenceService"),
     "servingruntimes": Resource("serving.kserve.io", "v1alpha1", "servingruntimes", "ServingRuntime", has_status=False),
     "clusterservingruntimes": Resource(
@@ -186,7 +189,7 @@ class Store:
         merged["metadata"] = {**merged.get("metadata", {}), "name": name, **({"namespace": namespace} if namespace else {})}
         merged["metadata"].pop("resourceVersion", None)
         merged = self._admitted(resource, merged, old.content if old else None)
-        return self._keep(key, resource, merged, owners, old, dry_run), old is None
+        return self._keep(key, resource, merged, owners, old, dry_run, applied_by=by), old is None
 
     def set_status(self, kind: str, name: str, namespace: str, status: Object, *, version: str = "") -> Object:
         """Writes an object's status alone."""
@@ -282,6 +285,7 @@ class Store:
         owners: dict[Manager, Fields],
         old: _Kept | None,
         dry_run: bool,
+        applied_by: Manager | None = None,
     ) -> Object:
         content = {"apiVersion": resource.api_version, "kind": resource.kind, **content}
         metadata = content["metadata"]
@@ -293,12 +297,16 @@ class Store:
             generation += 1
         metadata["generation"] = generation
         if old is not None and owners == old.owners:
-            metadata["managedFields"] = before["managedFields"]
+            metadata["managedFields"] = copy.deepcopy(before["managedFields"])
         else:
             metadata["managedFields"] = ownership.managed_fields(owners, resource.api_version, now())
         metadata["resourceVersion"] = before.get("resourceVersion", "")
         if old is not None and content == old.content:
             return copy.deepcopy(content)
+        for entry in metadata["managedFields"]:
+            if applied_by == Manager(entry["manager"], entry["operation"]):
+                # Who applies is noted with the time of every change, also where the fields stay the same ones.
+                entry["time"] = now()
         if dry_run:
             return copy.deepcopy(content)
         self.version += 1

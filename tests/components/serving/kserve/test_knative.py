@@ -217,3 +217,32 @@ def test_metadata_of_the_service_never_changes_so_that_no_revision_is_made_of_it
     assert (before["annotations"], before["labels"]) == (after["annotations"], after["labels"])
     served.cluster.settle()
     assert len(served.cluster.all("revisions")) == 2
+
+
+def test_a_share_is_in_force_when_the_gateway_has_it_and_not_when_it_is_only_written_down(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    served.target.set_share("fraud", 10)
+    served.cluster.settle()
+    served.cluster.pause()
+    target, status = served.open(obey_seconds=0.0), served.service()["status"]
+
+    def say(*conditions):
+        others = [each for each in status["conditions"] if each["type"] != "PredictorRouteReady"]
+        said = {**status, "conditions": [*others, *conditions]}
+        served.cluster.store.set_status("inferenceservices", "fraud", "models", said)
+
+    for state in ("Unknown", "False"):
+        say({"type": "PredictorRouteReady", "status": state, "reason": "IngressNotConfigured"})
+        with pytest.raises(NotAvailable, match="the traffic to be split, 10 %"):
+            target.set_share("fraud", 10)
+    say()
+    target.set_share("fraud", 10)
+
+
+def test_a_share_that_is_given_reaches_the_version_before_the_call_returns(served):
+    served.bring("1")
+    served.target.start_canary("fraud", served.models["2"])
+    for percent in (10, 60, 100, 30):
+        served.target.set_share("fraud", percent)
+        assert served.cluster.traffic("fraud").get("2", 0) == percent
