@@ -39,7 +39,7 @@ from modelyard.components.storage.locks import exclusive_lock
 __all__ = ["Backend", "BackendCounts", "Proxy", "Route"]
 
 _START_SECONDS = 20.0
-_APPEAR_SECONDS = 2.0
+_APPEAR_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 _LOG_BYTES = 1 << 20
 _DYING_SECONDS = 3.0

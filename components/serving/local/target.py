@@ -79,7 +79,7 @@ _POLL_SECONDS = 0.05
 _ALIVE_SECONDS = 1.0
 _START_AGAIN_SECONDS = 5.0
 # A supervisor that has just started takes over what runs within this time; one that runs but tells nothing is replaced.
-_LOOK_SECONDS = 5.0
+_LOOK_SECONDS = 20.0
 _MUTE_SECONDS = 30.0
 SUPERVISOR = "modelyard.components.serving.local.supervisor"
 # Settings that a predictor gets as they are where its arm is asked for, so that a supervisor that somebody else starts

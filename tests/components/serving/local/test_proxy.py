@@ -238,7 +238,7 @@ def test_a_request_in_flight_is_answered_by_the_backend_that_is_being_let_go(pro
         slow = pool.submit(ask, proxy.port)
         eventually(lambda: old.seen()["seen"])
         proxy.apply([Route("fraud", new.backend)])
-        assert slow.done()
+        # Were it let go too early, the answer would never come.
         old.kill()
         assert slow.result()[:2] == (200, "fraud-1")
 
@@ -500,6 +500,9 @@ def test_a_backend_that_does_not_answer_in_time_or_breaks_off_is_counted_as_fail
     stable.behave(seconds=60)
     proxy.apply([Route("fraud", stable.backend)])
     assert ask(proxy.port)[0] == 504
+    # The others are to wait until it breaks off.
+    monkeypatch.setattr(envoy_config, "REQUEST_SECONDS", 30)
+    proxy.apply([Route("fraud", stable.backend)])
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(ask, proxy.port) for _ in range(3)]
         eventually(lambda: stable.seen()["seen"] == 4)
