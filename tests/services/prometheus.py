@@ -27,10 +27,11 @@ class PrometheusServer:
 
     Args:
         folder: for its configuration and samples.
-        interval: between two scrapes, as Prometheus writes it.
+        interval: between two scrapes, as Prometheus writes it. It is also how long one may take, and a stall of the tests' own
+            process, which serves most of what is scraped, must not look like the end of a pod.
     """
 
-    def __init__(self, folder: Path, interval: str = "250ms") -> None:
+    def __init__(self, folder: Path, interval: str = "1s") -> None:
         self._folder, self._port = folder, free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,7 +89,7 @@ class PrometheusServer:
 
 
 @contextmanager
-def running_prometheus(folder: Path, interval: str = "250ms") -> Iterator[PrometheusServer]:
+def running_prometheus(folder: Path, interval: str = "1s") -> Iterator[PrometheusServer]:
     """A Prometheus that scrapes nothing yet."""
     folder.mkdir(parents=True, exist_ok=True)
     server = PrometheusServer(folder, interval)

@@ -182,7 +182,8 @@ def test_a_whole_canary_is_judged_by_prometheus_though_it_is_killed_in_the_middl
         # What the rollout saw is a part of it: between two shares it does not look.
         assert 20 <= done.total(arm).answered <= traffic.answered[number]
         assert done.total(arm).failed == done.total(arm).rejected == 0
-    assert len(looks) > 8
+    # It was killed and came back before the end.
+    assert len(looks) >= 8
 
 
 @needs_prometheus

@@ -130,12 +130,13 @@ def test_triton_counts_by_pod_because_its_own_version_says_nothing(cluster):
     stable, canary = cluster.pod("fraud-predictor-5f"), cluster.pod("fraud-v2-predictor")
     elsewhere = cluster.pod("fraud-predictor-5f", "bank")
     source = cluster.source(TritonVocabulary())
+    none = {"REJECTED": 0, "CANCELED": 0, "BACKEND": 0, "OTHER": 0}
     for pod in (stable, canary, elsewhere):
-        pod.text = triton(0, {"REJECTED": 0, "CANCELED": 0, "BACKEND": 0, "OTHER": 0})
+        pod.text = triton(0, none)
     until(lambda: None not in vars(source.counts(STABLE, CANARY)).values())
-    stable.text = triton(100)
+    stable.text = triton(100, none)
     canary.text = triton(9, {"REJECTED": 1, "CANCELED": 2, "BACKEND": 3, "OTHER": 4}) + triton(55, model="other")
-    elsewhere.text = triton(1000)
+    elsewhere.text = triton(1000, none)
     counts = source.counts(STABLE, CANARY)
     assert (counts.stable.answered, counts.stable.rejected, counts.stable.failed) == (100, 0, 0)
     assert (counts.canary.answered, counts.canary.rejected, counts.canary.failed) == (9, 2, 8)
