@@ -18,7 +18,7 @@ from modelyard.scripts import compiled
 from modelyard.scripts.local_run import own_error, run_pipeline
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -283,7 +283,7 @@ def test_an_interrupted_run_lets_its_step_write_a_checkpoint(packages, tmp_path,
     # At once, while the step goes on.
     assert "       …    waiting for the end\n" in iter(process.stdout.readline, "")
     process.send_signal(number)
-    output, errors = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == status, errors
     assert (tmp_path / "checkpoint").read_text() == "saved"
     record = only_record(tmp_path / "home")[1]
@@ -306,7 +306,7 @@ def test_a_second_interrupt_does_not_wait_for_a_step_that_will_not_end(packages,
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 130
     assert not lives(step)
 
