@@ -37,7 +37,6 @@ def main() -> int:
     arguments = _arguments()
     status = StatusFile(arguments.status_file)
     status.version, status.digest = os.environ.get("MODEL_VERSION", ""), os.environ.get("MODEL_DIGEST", "")
-    status.write("starting")
 
     def end(number: int, frame: FrameType | None) -> None:
         status.write("draining", "it was ended before it was ready")
@@ -47,6 +46,8 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    # Whoever reads this may send a signal.
+    status.write("starting")
 
     treat_process_as_step()
     from modelyard.components.predictor.lean_kserve import import_kserve_model
