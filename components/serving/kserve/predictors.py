@@ -108,10 +108,10 @@ def build_predictor(
         **_scaling(placement, mode),
         **_nodes(placement),
     }
-    if placement.runtime == "predictor":
-        # The pod's annotations say the same, but Knative lets no container of a runtime read them.
-        named = {"MODEL_DIGEST": model.digest, "MODEL_NAME": model_name, "MODEL_VERSION": model.version}
-        predictor["model"]["env"] = [{"name": name, "value": value} for name, value in named.items()]
+    # The pod's annotations say the same, but Knative lets no container of a runtime read them. Triton does not ask for it;
+    # without it, KServe would give it what the version in charge says of itself.
+    named = {"MODEL_DIGEST": model.digest, "MODEL_NAME": model_name, "MODEL_VERSION": model.version}
+    predictor["model"]["env"] = [{"name": name, "value": value} for name, value in named.items()]
     if mode == STANDARD:
         # In Knative mode a name would be that of another service.
         predictor["name"] = predictor_name(model.version, model.digest, room)

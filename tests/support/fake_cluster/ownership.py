@@ -145,8 +145,8 @@ def _erase(value: Any, path: Path) -> None:
             item = _item(holder, part)
             if item is not _MISSING:
                 holder.remove(item)
-        # A parent that nothing is left of goes with it, but for an item of a list, which has its keys.
-        if holder or isinstance(holder, list):
+        # A parent that nothing is left of goes with it.
+        if holder:
             return
 
 
@@ -184,7 +184,8 @@ def apply(
         else:
             _write(merged, path, _read(applied, path))
     kept = mine.union(*others.values())
-    for path in sorted(owners.get(manager, frozenset()) - kept, key=len, reverse=True):
+    # An item of a list goes before its fields, by one of which it is found.
+    for path in sorted(owners.get(manager, frozenset()) - kept, key=len):
         if not any(other[: len(path)] == path for other in kept):
             _erase(merged, path)
     return merged, {**{owner: paths for owner, paths in others.items() if paths}, manager: mine}, []

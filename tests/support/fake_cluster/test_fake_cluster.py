@@ -167,6 +167,14 @@ def test_a_container_has_its_environment_in_the_order_that_was_applied(client):
     assert found["spec"]["predictor"]["model"]["env"] == env
 
 
+def test_a_list_that_is_not_applied_any_more_goes(client):
+    applied = knative("1")
+    applied["spec"]["predictor"]["model"]["env"] = [{"name": name, "value": "1"} for name in ("A", "B", "C")]
+    client.apply(applied)
+    _, found = client.apply(knative("1"))
+    assert "env" not in found["spec"]["predictor"]["model"]
+
+
 def test_who_has_no_token_is_not_let_in(cluster):
     stranger = Client(cluster)
     stranger._headers = {}

@@ -606,3 +606,13 @@ def test_the_objects_say_which_version_it_is_where_it_comes_from_and_only_there(
     served.bring("2")
     after = served.service()["metadata"]
     assert (after["annotations"], after["labels"]) == before
+
+
+def test_versions_of_different_runtimes_follow_each_other(served):
+    for version, runtime in (("1", "predictor"), ("2", "triton"), ("3", "predictor")):
+        served.bring(version, runtime=runtime)
+        model = served.service()["spec"]["predictor"]["model"]
+        assert model["runtime"] == f"modelyard-{runtime}"
+        assert {"name": "MODEL_VERSION", "value": version} in model["env"]
+        assert served.target.state("fraud").stable.model == served.models[version]
+    assert not served.was_ever_lost()
