@@ -537,7 +537,7 @@ def test_whatever_cannot_be_reached_the_champion_stays_and_a_repetition_ends_it(
 
 def test_a_rejection_that_the_registry_could_not_be_told_is_made_by_the_next_rollout(trial, monkeypatch):
     at = trial({"3": BROKEN})
-    monkeypatch.setattr("modelyard.components.tracking.connection._FIRST_CALL_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     at.time.after(5, lambda: monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9"))
     done = at.run()
     assert done.decision == "fail"

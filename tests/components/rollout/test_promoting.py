@@ -265,7 +265,7 @@ def test_what_a_rollback_could_not_tell_the_registry_comes_first(trial, monkeypa
     promote("fraud", "3", at.target)
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        patch.setattr("modelyard.components.tracking.connection._FIRST_CALL_RETRIES", "0")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         assert roll_back("fraud", at.target, "complaints").registry.startswith("pending:")
     assert promote("fraud", "2", at.target) == Promoted("2", at.laptop.versions["2"].digest, "1")
     assert (tags("3")["rejected_reason"], named()["champion"]) == ("complaints", "2")

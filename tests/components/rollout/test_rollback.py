@@ -38,7 +38,7 @@ def promoted(trial):
 def registry_down(monkeypatch):
     """MLflow does not answer until the function is called."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr("modelyard.components.tracking.connection._FIRST_CALL_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return lambda: monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 

@@ -228,7 +228,7 @@ def test_a_run_that_cannot_be_written_to_does_not_undo_the_rollout(at_target, mo
 
     def lose_the_server(*arguments):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        monkeypatch.setattr("modelyard.components.tracking.connection._FIRST_CALL_RETRIES", "0")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         log(*arguments)
 
     monkeypatch.setattr(rolling_out, "_log", lose_the_server)
